@@ -1,0 +1,221 @@
+"""The record that every method is, and the one rule by which topologies change."""
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import or_
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from regrow.distributions import Distribution, check_sparsity, erk, total_alive
+from regrow.layers import Layer
+from regrow.patterns import Pattern, unstructured
+from regrow.redistribution import apportion
+from regrow.schedules import Constant, Never, Schedule, Trigger
+from regrow.scores import Evidence, Need, Score, magnitude
+
+
+@dataclass(frozen=True, kw_only=True)
+class Algorithm:
+    """A sparse training method: orthogonal parts, changed one at a time with ``dataclasses.replace``.
+
+    Attributes:
+        name: what tables call it.
+        sparsity: global share of zeros, in [0, 1): a number or a schedule over weight steps.
+        distribute: shares the budget among layers.
+        initial: who lives at the start; None: every weight does (pruning, SNIP).
+        when: at which weight steps the topology is updated.
+        drop: alive weights with the smallest value go.
+        grow: dead weights with the largest value come; None: nothing grows.
+        fraction: share of a layer's alive weights that an update replaces.
+        redistribute: freed weights go to layers in proportion to this score's mean over alive weights; None: each
+            layer keeps its number.
+        pattern: the unit that lives and dies.
+        scope: whether a shrinking budget is shared by ``distribute`` ("layer") or by one threshold on the drop score
+            over all layers ("global").
+        step_on_update: True: the weight step is taken, then the topology is updated; False: the update takes the place
+            of the weight step (RigL, SNIP).
+    """
+
+    name: str
+    sparsity: Schedule | float
+    distribute: Distribution = erk
+    initial: Score | None
+    when: Trigger = field(default_factory=Never)
+    drop: Score = magnitude
+    grow: Score | None = None
+    fraction: Schedule = Constant(0.0)
+    redistribute: Score | None = None
+    pattern: Pattern = unstructured
+    scope: Literal["layer", "global"] = "layer"
+    step_on_update: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sparsity, (int, float)):
+            check_sparsity(self.sparsity)
+            object.__setattr__(self, "sparsity", Constant(float(self.sparsity)))
+        if self.scope not in ("layer", "global"):
+            raise ValueError(f"scope is {self.scope!r}; expected 'layer' or 'global'")
+
+    def sparsity_at(self, step: int) -> float:
+        """The global target after ``step`` weight steps."""
+        assert callable(self.sparsity)
+        return self.sparsity(step)
+
+    @property
+    def needs(self) -> Need:
+        """Everything that the scores of an update look at."""
+        scores = (self.drop, self.grow, self.redistribute)
+        return reduce(or_, (score.needs for score in scores if score is not None), Need.NOTHING)
+
+
+def select(scores: Tensor, count: int, among: Tensor) -> Tensor:
+    """Mask of the ``count`` candidates with the largest scores; on ties the lower index is taken.
+
+    Args:
+        scores: any shape; NaN counts as the smallest.
+        count: how many, at most the number of candidates.
+        among: bool mask of the candidates, same shape.
+
+    >>> select(torch.tensor([3.0, 9.0, 3.0, 3.0]), 2, torch.tensor([True, False, True, True])).tolist()
+    [True, False, True, False]
+    """
+    chosen = torch.zeros_like(among)
+    values = scores[among]
+    assert 0 <= count <= values.numel(), (count, values.numel())
+    if count == 0:
+        return chosen
+    values = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+    values = torch.where(values.isnan(), -math.inf, values)
+    threshold = values.kthvalue(values.numel() - count + 1).values
+    above, ties = values > threshold, values == threshold
+    above |= ties & (ties.cumsum(0) <= count - above.sum())
+    chosen[among] = above
+    return chosen
+
+
+def next_mask(
+    alive: Tensor, *, keep: int, budget: int, drop: Tensor, grow: Tensor | None, pattern: Pattern = unstructured
+) -> Tensor:
+    """The topology rule: keep the best of the alive, then grow the best of all that is not kept.
+
+    kept = top-``keep`` of drop among alive; mask = kept ∪ top-(``budget`` − ``keep``) of grow among the rest, the just
+    dropped included. All counts are units of the pattern; masks and scores have the shape of the weight.
+
+    Evci et al. 2020, section 3; the counts are exact whatever the ties.
+    """
+    units = pattern.reduce(alive.float()) > 0
+    kept = select(pattern.reduce(drop), keep, units)
+    if grow is not None:
+        kept |= select(pattern.reduce(grow), budget - keep, ~kept)
+    return pattern.expand(kept, tuple(alive.shape))
+
+
+def initial_masks(algorithm: Algorithm, evidence: Mapping[str, Evidence]) -> dict[str, Tensor]:
+    """Masks at step 0: exactly the distribution's count in every layer, or every weight where ``initial`` is None."""
+    counts = algorithm.distribute(_grids(algorithm, evidence), algorithm.sparsity_at(0))
+    if algorithm.initial is None:
+        return {name: torch.ones_like(known.alive) for name, known in evidence.items()}
+    masks = {}
+    for name, known in evidence.items():
+        scores = algorithm.pattern.reduce(algorithm.initial(known))
+        units = select(scores, counts[name], torch.ones_like(scores, dtype=torch.bool))
+        masks[name] = algorithm.pattern.expand(units, known.layer.shape)
+    return masks
+
+
+def updated_masks(
+    algorithm: Algorithm, step: int, evidence: Mapping[str, Evidence], frozen: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """New masks of the layers that one update changes; the others keep theirs.
+
+    Args:
+        algorithm: the record.
+        step: weight steps taken so far.
+        evidence: what is known of every layer of the group.
+        frozen: layers that must not change (they need no gradient in their evidence).
+    """
+    pattern = algorithm.pattern
+    sizes = {name: grid.size for name, grid in _grids(algorithm, evidence).items()}
+    now = {name: int((pattern.reduce(known.alive.float()) > 0).sum()) for name, known in evidence.items()}
+    movable = {name: known for name, known in evidence.items() if name not in frozen}
+    budgets = _budgets(algorithm, step, now, evidence, movable)
+    share = algorithm.fraction(step) if algorithm.grow is not None else 0.0
+    keep = {}
+    for name in movable:
+        stays_full = algorithm.redistribute is None and now[name] == budgets[name] == sizes[name]
+        replaced = 0 if stays_full else math.floor(share * now[name])
+        keep[name] = max(1, min(now[name], budgets[name]) - replaced)
+    if algorithm.redistribute is not None:
+        budgets |= _redistributed(algorithm.redistribute, keep, budgets, sizes, movable)
+    masks = {}
+    for name, known in movable.items():
+        if keep[name] == budgets[name] == now[name]:
+            continue
+        grow = algorithm.grow(known) if algorithm.grow is not None else None
+        masks[name] = next_mask(
+            known.alive, keep=keep[name], budget=budgets[name], drop=algorithm.drop(known), grow=grow, pattern=pattern
+        )
+    return masks
+
+
+def _grids(algorithm: Algorithm, evidence: Mapping[str, Evidence]) -> dict[str, Layer]:
+    """The layers as a distribution sees them: grids of units."""
+    return {
+        name: replace(known.layer, shape=algorithm.pattern.grid(known.layer.shape)) for name, known in evidence.items()
+    }
+
+
+def _budgets(
+    algorithm: Algorithm,
+    step: int,
+    now: Mapping[str, int],
+    evidence: Mapping[str, Evidence],
+    movable: Mapping[str, Evidence],
+) -> dict[str, int]:
+    """Units that each layer shall have: as many as now, unless the global target has moved."""
+    grids, sparsity = _grids(algorithm, evidence), algorithm.sparsity_at(step)
+    counts = algorithm.distribute(grids, sparsity)
+    target = sum(counts.values()) if algorithm.scope == "layer" else total_alive(grids, sparsity)
+    if target == sum(now.values()):
+        return dict(now)
+    if algorithm.scope == "layer":
+        shrinks_only = algorithm.grow is None
+        wanted = {name: min(now[name], counts[name]) if shrinks_only else counts[name] for name in movable}
+    else:
+        wanted = _global_counts(algorithm, target - sum(now[name] for name in now if name not in movable), movable)
+    return {**now, **wanted}
+
+
+def _global_counts(algorithm: Algorithm, target: int, evidence: Mapping[str, Evidence]) -> dict[str, int]:
+    """How many of the ``target`` largest drop scores among all alive units lie in each layer, at least one in each."""
+    values = []
+    for known in evidence.values():
+        alive = algorithm.pattern.reduce(known.alive.float()) > 0
+        layer_values = algorithm.pattern.reduce(algorithm.drop(known))[alive].float()
+        layer_values[layer_values.nan_to_num(nan=-math.inf).argmax()] = math.inf
+        values.append(layer_values)
+    everything = torch.cat(values)
+    target = min(max(target, len(values)), everything.numel())
+    kept = select(everything, target, torch.ones_like(everything, dtype=torch.bool))
+    parts = kept.split([value.numel() for value in values])
+    return {name: int(part.sum()) for name, part in zip(evidence, parts, strict=True)}
+
+
+def _redistributed(
+    statistic: Score,
+    keep: Mapping[str, int],
+    budgets: Mapping[str, int],
+    sizes: Mapping[str, int],
+    evidence: Mapping[str, Evidence],
+) -> dict[str, int]:
+    """Budgets after all freed units went to the layers in proportion to the statistic's mean over alive weights."""
+    shares = [float(statistic(known)[known.alive].float().mean()) for known in evidence.values()]
+    if not 0 < sum(shares) < math.inf:
+        return {}
+    freed = sum(budgets[name] - keep[name] for name in evidence)
+    given = apportion(freed, shares, [sizes[name] - keep[name] for name in evidence])
+    return {name: keep[name] + more for name, more in zip(evidence, given, strict=True)}

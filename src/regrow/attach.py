@@ -1,0 +1,128 @@
+"""``regrow.attach``: everything is checked here, before the first weight is written."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from regrow import optimizers
+from regrow.algorithm import Algorithm, initial_masks
+from regrow.layers import Layer, find_layers, select_layers, unwrap
+from regrow.scores import Evidence
+from regrow.sparsifier import Group, SparseLayer, Sparsifier, attached_sparsifiers
+
+ALREADY_SPARSE = 0.05
+
+
+def attach(
+    model: nn.Module,
+    optimizer: Optimizer,
+    algorithm: Algorithm | Mapping[str, Algorithm],
+    *,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] = (),
+    seed: int = 0,
+    strict: bool = False,
+) -> Sparsifier:
+    """Makes the training of a model sparse; the loop around it stays as it is.
+
+    Dead weights are zeroed at once and stay exactly 0, as does their optimizer state. Hooks on the optimizer and on
+    the gradients of the weights do the work; model, optimizer, parameter names and ``state_dict`` keys stay the same.
+
+    Args:
+        model: any module with parameters on a real device.
+        optimizer: any torch optimizer that steps on ``p.grad`` (LBFGS and SparseAdam are refused).
+        algorithm: a record from a recipe such as :func:`regrow.rigl`; or a dict glob → record, where each layer belongs
+            to the first glob that fits it, each group meets its own sparsity, and other layers stay dense.
+        include: globs on parameter or module names; None takes every known layer (see :func:`regrow.find_layers`).
+        exclude: globs of layers to leave dense.
+        seed: of the initial masks and of random growth; equal on all ranks.
+        strict: check after every step that dead weights and their state are exactly 0, and name the first that is not.
+
+    Returns:
+        The sparsifier: its masks, its table (``print``), its state for checkpoints.
+
+    Raises:
+        ValueError: a pattern matches nothing, the budget cannot be met, the optimizer is unfit or does not hold the
+            weights, the model has no sparsifiable layer, is on the meta device, is attached to already, or is sparse
+            already and would lose what is left of it.
+
+    >>> import regrow
+    >>> model = nn.Sequential(nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 10))
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> regrow.attach(model, optimizer, regrow.rigl(sparsity=0.9, total_steps=1000)).num_alive
+    {'0.weight': 1193, '2.weight': 1027}
+    """
+    optimizers.check(optimizer)
+    model = unwrap(model)
+    layers = find_layers(model, include, exclude)
+    _check_parameters(model, optimizer, layers)
+    groups = []
+    for chosen, record in _assign(layers, algorithm):
+        evidence = {name: _first_evidence(model, layer, seed) for name, layer in chosen.items()}
+        masks = initial_masks(record, evidence)
+        for name, known in evidence.items():
+            _check_nothing_lost(name, known.weight, masks[name])
+        sparse = {n: SparseLayer(layer, model.get_parameter(n), masks[n]) for n, layer in chosen.items()}
+        groups.append(Group(record, sparse, record.when.following(0)))
+    return Sparsifier(model, optimizer, groups, seed, strict)
+
+
+def _assign(
+    layers: Mapping[str, Layer], algorithm: Algorithm | Mapping[str, Algorithm]
+) -> list[tuple[dict[str, Layer], Algorithm]]:
+    """Layers and record of each group; a layer belongs to the first glob that fits it."""
+    if isinstance(algorithm, Algorithm):
+        return [(dict(layers), algorithm)]
+    if not isinstance(algorithm, Mapping) or not algorithm:
+        raise ValueError(
+            f"algorithm is {algorithm!r}; expected a record from a recipe, such as regrow.rigl(sparsity=0.9, "
+            "total_steps=30_000), or a dict of glob → record"
+        )
+    groups, taken = [], set[str]()
+    for pattern, record in algorithm.items():
+        fits = {name: layer for name, layer in select_layers(layers, pattern).items() if name not in taken}
+        if not fits:
+            raise ValueError(f"every layer that '{pattern}' matches belongs to an earlier pattern; put it before those")
+        taken |= fits.keys()
+        groups.append((fits, record))
+    return groups
+
+
+def _first_evidence(model: nn.Module, layer: Layer, seed: int) -> Evidence:
+    weight = model.get_parameter(layer.name).detach()
+    everything = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
+    return Evidence(layer, alive=everything, weight=weight, gradient=None, momentum=None, seed=seed, step=0)
+
+
+def _check_parameters(model: nn.Module, optimizer: Optimizer, layers: Mapping[str, Layer]) -> None:
+    held = {id(parameter) for parameter in optimizers.parameters(optimizer)}
+    for name in layers:
+        parameter = model.get_parameter(name)
+        if parameter.is_meta:
+            raise ValueError(
+                f"'{name}' is on the meta device and has no values yet: attach after model.to_empty(device=…) and "
+                "initialisation (count_flops and the distributions work on meta models as they are)"
+            )
+        if id(parameter) not in held:
+            raise ValueError(
+                f"the optimizer does not hold '{name}' ({type(optimizer).__name__} over {len(held)} parameters): build it "
+                "from the parameters of this very model, after moving it to its device, or leave the layer out with "
+                f"exclude=['{name}']"
+            )
+    for other in attached_sparsifiers():
+        taken = other.parameter_ids() & {id(model.get_parameter(name)) for name in layers}
+        if taken:
+            raise ValueError("a sparsifier is attached to these weights already: call its detach() first")
+
+
+def _check_nothing_lost(name: str, weight: torch.Tensor, mask: torch.Tensor) -> None:
+    """Refuses to prune at random what is sparse already: nearly always a checkpoint that was loaded too early."""
+    zeros = weight == 0
+    share = float(zeros.float().mean())
+    if ALREADY_SPARSE <= share < 1 and bool((~zeros & ~mask).any()):
+        raise ValueError(
+            f"'{name}' is {share:.1%} zeros already, and the fresh mask would erase weights that are left: attach before "
+            "loading a checkpoint, or keep its zeros with regrow.from_masks({name: weight != 0, …})"
+        )

@@ -1,0 +1,143 @@
+"""Which parameters of a model are sparsified: found by module type, chosen by glob."""
+
+import difflib
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One sparsifiable weight: its parameter name in the model, its shape, and whether a convolution owns it."""
+
+    name: str
+    shape: tuple[int, ...]
+    is_convolution: bool = False
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The user's own module inside ``torch.compile``, DataParallel or DistributedDataParallel."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif "_orig_mod" in model._modules:
+            model = model.get_submodule("_orig_mod")
+        else:
+            return model
+
+
+def _weight_names(module: nn.Module) -> Iterator[str]:
+    """Names of the weight matrices that ``module`` itself holds, by its type."""
+    if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
+        names: Iterable[str] = ("weight",)
+    elif isinstance(module, nn.MultiheadAttention):
+        names = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+    elif isinstance(module, RECURRENT):
+        names = [name for name in module._parameters if name.startswith("weight_")]
+    else:
+        names = ()
+    return (name for name in names if module._parameters.get(name) is not None)
+
+
+def _known_layers(model: nn.Module) -> Iterator[tuple[Layer, nn.Parameter]]:
+    """Every convolution, linear, attention and recurrent weight, in the order of registration, a tied one once."""
+    embedding = (nn.Embedding, nn.EmbeddingBag)
+    seen = {id(module.weight) for module in model.modules() if isinstance(module, embedding)}
+    for prefix, module in model.named_modules():
+        for weight_name in _weight_names(module):
+            parameter = module._parameters[weight_name]
+            assert parameter is not None
+            if id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            name = f"{prefix}.{weight_name}" if prefix else weight_name
+            if isinstance(parameter, UninitializedParameter):
+                raise ValueError(f"'{name}' has no shape yet (a lazy module): run one forward pass, then attach")
+            yield Layer(name, tuple(parameter.shape), isinstance(module, CONVOLUTIONS)), parameter
+
+
+def _other_matrices(model: nn.Module, known: Iterable[str]) -> Iterator[Layer]:
+    """Parameters with two or more dimensions of modules that the library does not know by type."""
+    known = set(known)
+    skipped = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm))
+        for parameter in module.parameters(recurse=False)
+    }
+    for name, parameter in model.named_parameters():
+        if parameter.dim() >= 2 and name not in known and id(parameter) not in skipped:
+            yield Layer(name, tuple(parameter.shape))
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a glob fits a parameter's name (``fc1.weight``) or its module's (``fc1``).
+
+    >>> matches("blocks.0.fc1.weight", "blocks.*.fc1"), matches("fc1.weight", "fc2*")
+    (True, False)
+    """
+    return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[0], pattern)
+
+
+def select_layers(layers: Mapping[str, Layer], pattern: str) -> dict[str, Layer]:
+    """The layers that one glob fits.
+
+    Raises:
+        ValueError: the pattern fits no layer.
+    """
+    chosen = {name: layer for name, layer in layers.items() if matches(name, pattern)}
+    if chosen:
+        return chosen
+    near = difflib.get_close_matches(pattern, [*layers, *(name.rpartition(".")[0] for name in layers)], n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    raise ValueError(f"pattern '{pattern}' matches none of the layers {', '.join(layers) or '(there are none)'}{hint}")
+
+
+def find_layers(
+    model: nn.Module, include: str | Sequence[str] | None = None, exclude: str | Sequence[str] = ()
+) -> dict[str, Layer]:
+    """Sparsifiable weights of a model, name → :class:`Layer`, in the order of registration.
+
+    By default the weights of Conv1d/2d/3d, ConvTranspose1d/2d/3d, Linear, MultiheadAttention, RNN/GRU/LSTM and their
+    cells; never biases, normalisation weights, embeddings (nor an output layer tied to one); tied weights once.
+
+    Args:
+        model: any module.
+        include: globs on parameter or module names; None takes every known layer. A glob that fits no known layer is
+            tried on the model's other parameters with two or more dimensions (a weight in a module of your own).
+        exclude: globs of layers to leave dense.
+
+    Raises:
+        ValueError: a pattern matches nothing, or no layer is left.
+    """
+    model = unwrap(model)
+    layers = {layer.name: layer for layer, _ in _known_layers(model)}
+    if include is not None:
+        chosen: dict[str, Layer] = {}
+        others = {layer.name: layer for layer in _other_matrices(model, layers)}
+        for pattern in [include] if isinstance(include, str) else include:
+            fits_known = any(matches(name, pattern) for name in layers)
+            chosen |= select_layers(layers if fits_known or not others else layers | others, pattern)
+        order = {name: position for position, name in enumerate(layers | others)}
+        layers = dict(sorted(chosen.items(), key=lambda item: order[item[0]]))
+    for pattern in [exclude] if isinstance(exclude, str) else exclude:
+        for name in select_layers({layer.name: layer for layer, _ in _known_layers(model)} | layers, pattern):
+            layers.pop(name, None)
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} has no sparsifiable layer left (convolutions, linear, attention and recurrent "
+            "weights are); name a parameter with two or more dimensions in include="
+        )
+    return layers

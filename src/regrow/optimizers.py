@@ -1,0 +1,79 @@
+"""What the sparsifier must know of torch optimizers, each fact in one place."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer, SparseAdam
+
+REFUSED = {
+    LBFGS: "its line search evaluates several points in one step and its state mixes all weights",
+    SparseAdam: "it takes sparse gradients of embeddings, not masked dense ones",
+}
+
+
+def check(optimizer: Optimizer) -> None:
+    """Refuses, by name, the optimizers that cannot keep dead weights dead."""
+    if not isinstance(optimizer, Optimizer):
+        raise ValueError(f"optimizer is a {type(optimizer).__name__}; expected a torch.optim.Optimizer")
+    for refused, reason in REFUSED.items():
+        if isinstance(optimizer, refused):
+            raise ValueError(f"{refused.__name__} cannot train a sparse net: {reason}; take SGD, AdamW or another one")
+
+
+def parameters(optimizer: Optimizer) -> Iterator[nn.Parameter]:
+    """Every parameter that the optimizer steps."""
+    for group in optimizer.param_groups:
+        yield from group["params"]
+
+
+def group_of(optimizer: Optimizer, parameter: nn.Parameter) -> dict[str, Any]:
+    """The parameter group that holds a parameter."""
+    for group in optimizer.param_groups:
+        if any(member is parameter for member in group["params"]):
+            return group
+    raise LookupError("the optimizer does not hold the parameter")
+
+
+def skips_step(optimizer: Optimizer) -> bool:
+    """Whether a GradScaler makes a fused optimizer skip this step (its hooks run all the same)."""
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
+
+
+def gradient_scale(optimizer: Optimizer) -> float:
+    """What a GradScaler has multiplied the gradients by, where a fused optimizer undoes it itself; else 1."""
+    scale = getattr(optimizer, "grad_scale", None)
+    return 1.0 if scale is None else float(scale)
+
+
+def momentum_factor(optimizer: Optimizer, parameter: nn.Parameter) -> float | None:
+    """The optimizer's momentum or first beta for a parameter; None where it keeps no momentum."""
+    group = group_of(optimizer, parameter)
+    factor = group.get("momentum") or (group.get("betas") or (0.0,))[0]
+    return float(factor) or None
+
+
+def momentum(optimizer: Optimizer, parameter: nn.Parameter) -> Tensor:
+    """The optimizer's first-moment buffer of a parameter; zeros before its first step."""
+    found = optimizer.state.get(parameter, {})
+    for key in ("momentum_buffer", "exp_avg", "mu", "momentum"):
+        if isinstance(found.get(key), Tensor):
+            return found[key]
+    return torch.zeros_like(parameter, requires_grad=False)
+
+
+def elementwise_state(optimizer: Optimizer, parameter: nn.Parameter) -> Iterator[tuple[Tensor, float]]:
+    """State tensors with one entry a weight, each with the value that the optimizer starts it with."""
+    for key, value in optimizer.state.get(parameter, {}).items():
+        if isinstance(value, Tensor) and value.shape == parameter.shape and value.is_floating_point():
+            yield value, _initial_value(optimizer, parameter, key)
+
+
+def _initial_value(optimizer: Optimizer, parameter: nn.Parameter, key: str) -> float:
+    if isinstance(optimizer, torch.optim.Rprop) and key == "step_size":
+        return float(group_of(optimizer, parameter)["lr"])
+    if isinstance(optimizer, torch.optim.Adagrad) and key == "sum":
+        return float(group_of(optimizer, parameter)["initial_accumulator_value"])
+    return 0.0
