@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from regrow import optimizers
 from regrow.algorithm import Algorithm, initial_masks
 from regrow.layers import Layer, find_layers, select_layers, unwrap
-from regrow.scores import Evidence
+from regrow.scores import Evidence, random
 from regrow.sparsifier import Group, SparseLayer, Sparsifier, attached_sparsifiers
 
 ALREADY_SPARSE = 0.05
@@ -62,8 +62,9 @@ def attach(
     for chosen, record in _assign(layers, algorithm):
         evidence = {name: _first_evidence(model, layer, seed) for name, layer in chosen.items()}
         masks = initial_masks(record, evidence)
-        for name, known in evidence.items():
-            _check_nothing_lost(name, known.weight, masks[name])
+        if record.initial is random:
+            for name, known in evidence.items():
+                _check_nothing_lost(name, known.weight, masks[name])
         sparse = {n: SparseLayer(layer, model.get_parameter(n), masks[n]) for n, layer in chosen.items()}
         groups.append(Group(record, sparse, record.when.following(0)))
     return Sparsifier(model, optimizer, groups, seed, strict)

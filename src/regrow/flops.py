@@ -67,13 +67,14 @@ def count_flops(model: nn.Module, example_input: Any, masks: Mapping[str, Tensor
     model = unwrap(model)
     parameters = list(model.parameters())
     if any(is_lazy(parameter) for parameter in parameters):
-        raise ValueError(f"{type(model).__name__} has lazy parameters without a shape: run one forward pass, then count")
+        raise ValueError(f"{type(model).__name__} has lazy parameters, still without shape: run one forward pass first")
     on_meta = bool(parameters) and all(parameter.is_meta for parameter in parameters)
-    args, kwargs = _arguments(example_input, torch.device("meta") if on_meta else None)
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    counter = _FlopCounter(_named_weights(model, masks or {}), [*parameters, *buffers.values()])
-    with _undisturbed(model), counter:
-        torch.func.functional_call(model, buffers, args, kwargs)
+    weights = _named_weights(model, masks or {})
+    with _undisturbed(model):
+        args, kwargs = _arguments(example_input, on_meta=on_meta)
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        with _FlopCounter(weights, [*parameters, *buffers.values()]) as counter:
+            torch.func.functional_call(model, buffers, args, kwargs)
     layers = counter.layers()
     return Flops(
         dense=sum(layer.dense for layer in layers.values()),
@@ -112,7 +113,7 @@ def train_flops(algorithm: Algorithm, sparse: float, dense: float) -> float:
     return (plain_steps * plain + with_dense_gradient) / (plain_steps + 1)
 
 
-# Position of the first of an operation's two factors. Every layer's work comes down to these once fused kernels are off.
+# Position of the first of an operation's two factors. With fused kernels off, every layer's work comes down to these.
 # Matrix-vector products are left out: in networks they estimate norms (spectral normalisation), they are no layer.
 _FACTORS = {aten.mm: 0, aten.bmm: 0, aten.linear: 0, aten.convolution: 0, aten.addmm: 1, aten.baddbmm: 1}
 _COPIES = (aten._to_copy, aten._weight_norm_interface)
@@ -138,7 +139,7 @@ class _View:
 
     @classmethod
     def of(cls, tensor: Tensor) -> "_View":
-        return cls(tuple(tensor.shape), tuple(tensor.stride()), tensor.storage_offset())
+        return cls(tuple(tensor.shape), tuple(tensor.stride()), int(tensor.storage_offset()))
 
     @property
     def extent(self) -> int:
@@ -169,9 +170,9 @@ class _Weight:
 
     def mask_of(self, view: _View) -> Tensor | None:
         """The mask of the entries that a view of the weight sees."""
-        return None if self.alive is None else self.alive.as_strided(
-            view.shape, view.strides, view.offset - self.place.offset
-        )
+        if self.alive is None:
+            return None
+        return self.alive.as_strided(view.shape, view.strides, view.offset - self.place.offset)
 
 
 class _FlopCounter(TorchDispatchMode):
@@ -267,9 +268,9 @@ def _named_weights(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[_N
             yield name, parameter, masks.get(name)
 
 
-def _arguments(example_input: Any, device: torch.device | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _arguments(example_input: Any, *, on_meta: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments: copies, so that a forward pass that writes on its input writes on those."""
-    copied = tree_map_only(Tensor, lambda tensor: tensor.clone() if device is None else tensor.to(device), example_input)
+    copied = tree_map_only(Tensor, lambda tensor: tensor.to("meta") if on_meta else tensor.clone(), example_input)
     if isinstance(copied, Mapping):
         return (), dict(copied)
     return (copied if type(copied) is tuple else (copied,)), {}

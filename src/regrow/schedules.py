@@ -58,7 +58,9 @@ class Cubic:
     def __call__(self, step: int) -> float:
         if step >= self.end:
             return self.final
-        remaining = 1 - max(0, step - self.start) / (self.end - self.start)
+        if step <= self.start:
+            return 0.0
+        remaining = 1 - (step - self.start) / (self.end - self.start)
         return self.final * (1 - remaining**3)
 
 

@@ -1,0 +1,27 @@
+"""What holds for every test: properties are the same on each run, one thread, and a skipped test says why."""
+
+import shutil
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("regrow", derandomize=True, deadline=None)
+settings.load_profile("regrow")
+torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    missing = {
+        "gpu": None if torch.cuda.is_available() else "needs a CUDA device",
+        "slurm": None if shutil.which("sbatch") else "needs a SLURM cluster",
+        "slow": None if config.getoption("--slow") else "slow: runs with --slow",
+    }
+    for item in items:
+        for marker, reason in missing.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))

@@ -1,0 +1,143 @@
+"""The pure topology rule: exact counts, ties, and who may be dropped or grown."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import regrow
+from regrow.algorithm import next_mask, select, updated_masks
+from regrow.layers import Layer
+from regrow.patterns import channels, output_blocks
+from regrow.scores import Evidence
+
+# Few distinct values, so that ties are the rule and not the exception.
+VALUES = st.lists(st.integers(-2, 2).map(float), min_size=1, max_size=60)
+
+
+def evidence(weight: Tensor, alive: Tensor, gradient: Tensor, name: str = "w") -> Evidence:
+    layer = Layer(name, tuple(weight.shape))
+    return Evidence(layer, alive, weight * alive, gradient, gradient, seed=0, step=7)
+
+
+@given(VALUES, st.data())
+def test_select_takes_exactly_the_best_and_the_lower_index_on_ties(values, data) -> None:
+    among = data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values)))
+    count = data.draw(st.integers(0, sum(among)))
+    chosen = select(torch.tensor(values), count, torch.tensor(among))
+    ranked = sorted((i for i, candidate in enumerate(among) if candidate), key=lambda i: (-values[i], i))
+    assert chosen.nonzero().flatten().tolist() == sorted(ranked[:count])
+
+
+def test_select_ranks_nan_and_minus_infinity_last_without_losing_count() -> None:
+    scores = torch.tensor([float("nan"), -torch.inf, 1.0, torch.inf])
+    assert select(scores, 2, torch.ones(4, dtype=torch.bool)).tolist() == [False, False, True, True]
+    assert select(scores, 4, torch.ones(4, dtype=torch.bool)).all()
+    assert int(select(torch.full((5,), torch.nan), 3, torch.ones(5, dtype=torch.bool)).sum()) == 3
+
+
+@given(VALUES, st.data())
+def test_an_update_keeps_the_best_alive_and_grows_the_best_of_the_rest(values, data) -> None:
+    size = len(values)
+    drop = torch.tensor(values)
+    grow = torch.tensor(data.draw(st.lists(st.integers(0, 2).map(float), min_size=size, max_size=size)))
+    alive = torch.tensor(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)))
+    keep = data.draw(st.integers(0, int(alive.sum())))
+    budget = data.draw(st.integers(keep, size))
+    mask = next_mask(alive, keep=keep, budget=budget, drop=drop, grow=grow)
+    assert int(mask.sum()) == budget
+    kept = select(drop, keep, alive)
+    assert bool((mask & kept).sum() == keep)
+    grown = mask & ~kept
+    if grown.any() and (~mask).any():
+        assert grow[grown].min() >= grow[~mask].max()
+
+
+def test_the_worked_update() -> None:
+    """Drop the smallest |w|; grow the largest gradient of all that is not kept, the just dropped included."""
+    weight = torch.tensor([0.5, -0.1, 0.3, 0.0, 0.0, -0.9, 0.2, 0.0, 0.4, 0.6])
+    alive = weight != 0
+    gradient = torch.tensor([9.0, 5.0, 0.1, 0.2, 3.0, 9.0, 0.0, 1.0, 9.0, 9.0])
+    algorithm = regrow.rigl(sparsity=0.3, total_steps=1000, drop_fraction=0.3)
+    masks = updated_masks(algorithm, 0, {"w": evidence(weight, alive, gradient)})
+    # Two of seven are dropped (-0.1 and 0.2); positions 1 (just dropped, gradient 5) and 4 (gradient 3) are grown.
+    assert masks["w"].nonzero().flatten().tolist() == [0, 1, 2, 4, 5, 8, 9]
+
+
+def test_a_gradient_of_zeros_grows_exactly_k_and_touches_no_kept_weight() -> None:
+    torch.manual_seed(0)
+    weight, alive = torch.randn(50), torch.zeros(50, dtype=torch.bool)
+    alive[:20] = True
+    algorithm = regrow.rigl(sparsity=0.6, total_steps=1000)
+    mask = updated_masks(algorithm, 0, {"w": evidence(weight, alive, torch.zeros(50))})["w"]
+    kept = select((weight * alive).abs(), 14, alive)
+    assert int(mask.sum()) == 20
+    assert bool(mask[kept].all())
+
+
+def test_alive_weights_with_zero_values_are_not_taken_for_dead_ones() -> None:
+    """Newborn weights are 0, and so is their score: growth must not pick them 'again' and lose density."""
+    alive = torch.zeros(1000, dtype=torch.bool)
+    alive[::10] = True
+    weight = torch.zeros(1000)
+    for step in range(20):
+        mask = updated_masks(
+            regrow.rigl(sparsity=0.9, total_steps=10_000), step, {"w": evidence(weight, alive, torch.zeros(1000))}
+        ).get("w", alive)
+        assert int(mask.sum()) == 100
+        alive = mask
+
+
+def test_full_layers_are_left_alone_unless_weights_are_redistributed() -> None:
+    torch.manual_seed(1)
+    full, half = torch.ones(40, dtype=torch.bool), torch.arange(60) < 30
+    known = {
+        "full": evidence(torch.randn(40), full, torch.randn(40) * 0.01, "full"),
+        "half": evidence(torch.randn(60), half, torch.randn(60), "half"),
+    }
+    shared = {"sparsity": 0.3, "total_steps": 1000, "distribution": {"full": 0.0, "half": 0.5}}
+    assert set(updated_masks(regrow.rigl(**shared), 0, known)) == {"half"}
+    moved = updated_masks(regrow.rigl_sg(**shared), 0, known)
+    assert int(moved["full"].sum()) < 40
+    assert int(moved["full"].sum()) + int(moved["half"].sum()) == 70
+
+
+def test_redistribution_never_empties_a_layer_and_keeps_the_sum() -> None:
+    torch.manual_seed(2)
+    alive = {"a": torch.arange(10) < 1, "b": torch.arange(100) < 60}
+    known = {
+        "a": evidence(torch.randn(10), alive["a"], torch.zeros(10), "a"),
+        "b": evidence(torch.randn(100), alive["b"], torch.ones(100), "b"),
+    }
+    algorithm = regrow.rigl_sg(
+        sparsity=1 - 61 / 110, total_steps=1000, drop_fraction=0.9, distribution={"a": 0.9, "b": 0.4}
+    )
+    masks = {name: known[name].alive for name in known} | updated_masks(algorithm, 0, known)
+    assert int(masks["a"].sum()) >= 1
+    assert sum(int(mask.sum()) for mask in masks.values()) == 61
+
+
+def test_global_pruning_uses_one_threshold_and_spares_one_weight_a_layer() -> None:
+    small, large = torch.full((10,), 0.01), torch.linspace(1, 2, 90)
+    alive = {"small": torch.ones(10, dtype=torch.bool), "large": torch.ones(90, dtype=torch.bool)}
+    known = {
+        "small": evidence(small, alive["small"], small, "small"),
+        "large": evidence(large, alive["large"], large, "large"),
+    }
+    algorithm = regrow.gradual_pruning(sparsity=0.5, total_steps=100, start=0, stop=0)
+    masks = updated_masks(algorithm, 0, known)
+    assert int(masks["small"].sum()) == 1
+    assert int(masks["large"].sum()) == 49
+    assert bool((masks["large"] == (large >= large[41])).all())
+
+
+def test_blocks_and_channels_live_and_die_as_one() -> None:
+    torch.manual_seed(3)
+    weight = torch.randn(10, 3, 3, 3)
+    for pattern, budget in ((output_blocks(4), 20), (channels, 4)):
+        units = torch.zeros(pattern.grid((10, 3, 3, 3)), dtype=torch.bool)
+        units.view(-1)[:budget] = True
+        alive = pattern.expand(units, (10, 3, 3, 3))
+        mask = next_mask(alive, keep=budget // 2, budget=budget, drop=weight.abs(), grow=weight.abs(), pattern=pattern)
+        assert torch.equal(pattern.expand(pattern.reduce(mask.float()) > 0, (10, 3, 3, 3)), mask)
+        assert int((pattern.reduce(mask.float()) > 0).sum()) == budget

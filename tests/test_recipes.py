@@ -1,0 +1,88 @@
+"""Each recipe's record, and that bad arguments are refused with what was given."""
+
+import dataclasses
+import re
+
+import pytest
+
+import regrow
+from regrow.schedules import Cosine, Cubic, Every, Once
+from regrow.scores import Need
+
+DYNAMIC = [regrow.set_, regrow.rigl, regrow.snfs, regrow.rigl_sg, regrow.rigl_sm]
+
+
+@pytest.mark.parametrize("recipe", DYNAMIC)
+def test_the_defaults_are_the_reports(recipe) -> None:
+    algorithm = recipe(sparsity=0.9, total_steps=88_000)
+    assert algorithm.when == Every(100, start=100, stop=66_000)
+    assert algorithm.fraction == Cosine(0.3, end=66_000)
+    assert algorithm.sparsity_at(0) == algorithm.sparsity_at(88_000) == 0.9
+
+
+def test_needs_follow_from_the_scores() -> None:
+    arguments = {"sparsity": 0.9, "total_steps": 100}
+    assert regrow.static(sparsity=0.9).needs == regrow.set_(**arguments).needs == Need.NOTHING
+    assert regrow.gradual_pruning(start=0, **arguments).needs == Need.NOTHING
+    assert regrow.rigl(**arguments).needs == regrow.rigl_sg(**arguments).needs == Need.GRADIENT
+    assert regrow.rigl_sm(**arguments).needs == Need.GRADIENT | Need.MOMENTUM
+    assert regrow.snfs(**arguments).needs == Need.DENSE_MOMENTUM
+    assert regrow.snip(sparsity=0.9).needs == Need.GRADIENT
+
+
+def test_who_takes_the_place_of_a_weight_step() -> None:
+    arguments = {"sparsity": 0.9, "total_steps": 100}
+    assert not any(recipe(**arguments).step_on_update for recipe in (regrow.rigl, regrow.rigl_sg, regrow.rigl_sm))
+    assert regrow.set_(**arguments).step_on_update
+    assert regrow.snfs(**arguments).step_on_update
+    assert not regrow.snip(sparsity=0.9).step_on_update
+    assert regrow.snip(sparsity=0.9).when == Once(0)
+
+
+def test_the_pruning_ramp_ends_on_an_update() -> None:
+    algorithm = regrow.gradual_pruning(sparsity=0.9, total_steps=1000, every=100, start=120)
+    assert algorithm.when == Every(100, start=120, stop=720)
+    assert algorithm.sparsity == Cubic(0.9, start=120, end=720)
+
+
+def test_records_compare_and_change_by_replace() -> None:
+    one = regrow.rigl(sparsity=0.9, total_steps=100)
+    assert one == regrow.rigl(sparsity=0.9, total_steps=100)
+    assert one != regrow.rigl(sparsity=0.8, total_steps=100)
+    assert dataclasses.replace(one, step_on_update=True).grow == one.grow
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        one.name = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("recipe", DYNAMIC)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sparsity": 1.0}, "sparsity is 1.0"),
+        ({"sparsity": -0.1}, "sparsity is -0.1"),
+        ({"total_steps": 0}, "total_steps is 0"),
+        ({"every": 0}, "every is 0"),
+        ({"drop_fraction": 1.1}, "drop_fraction is 1.1"),
+        ({"drop_fraction": -0.1}, "drop_fraction is -0.1"),
+        ({"stop": -1}, "stop is -1"),
+    ],
+)
+def test_bad_arguments_of_dynamic_methods_are_refused(recipe, change, message) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        recipe(**({"sparsity": 0.9, "total_steps": 100} | change))
+
+
+@pytest.mark.parametrize("make", [regrow.static, regrow.snip, lambda sparsity: regrow.gradual_pruning(sparsity=sparsity, total_steps=2000)])
+def test_a_sparsity_outside_the_unit_interval_is_refused(make) -> None:
+    with pytest.raises(ValueError, match="sparsity is 1.5"):
+        make(sparsity=1.5)
+
+
+def test_a_pruning_that_starts_after_it_stops_is_refused() -> None:
+    with pytest.raises(ValueError, match="starts at step 700 and stops at 75"):
+        regrow.gradual_pruning(sparsity=0.9, total_steps=100)
+
+
+def test_an_unknown_scope_is_refused() -> None:
+    with pytest.raises(ValueError, match="scope is 'model'"):
+        regrow.snip(sparsity=0.9, scope="model")  # type: ignore[arg-type]

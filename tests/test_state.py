@@ -1,0 +1,133 @@
+"""Save, load, go on: bit-identical; and a state that does not fit is refused before anything changes."""
+
+import copy
+import io
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from nets import convnet, mlp, sgd, train
+
+import regrow
+from regrow.state import pack, unpack
+
+RECIPES = [regrow.set_, regrow.rigl, regrow.snfs, regrow.rigl_sg, regrow.rigl_sm]
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=70))
+def test_packing_keeps_every_bit(bits) -> None:
+    mask = torch.tensor(bits)
+    packed = pack(mask)
+    assert packed.numel() == -(-len(bits) // 8)
+    assert torch.equal(unpack(packed, mask.shape), mask)
+
+
+def build(recipe, seed=3):
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    return model, optimizer, regrow.attach(model, optimizer, recipe(sparsity=0.8, total_steps=40, every=4), seed=seed)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("stop", [0, 3, 4, 5, 13])
+def test_a_run_stopped_anywhere_goes_on_bit_identically(recipe, stop) -> None:
+    model, optimizer, sparsifier = build(recipe)
+    train(model, optimizer, range(stop))
+    buffer = io.BytesIO()
+    parts = {"model": model, "optimizer": optimizer, "sparsifier": sparsifier}
+    torch.save({name: part.state_dict() for name, part in parts.items()}, buffer)
+    train(model, optimizer, range(stop, 25))
+
+    fresh, again, resumed = build(recipe, seed=99)
+    buffer.seek(0)
+    saved = torch.load(buffer, weights_only=True)
+    fresh.load_state_dict(saved["model"])
+    again.load_state_dict(saved["optimizer"])
+    resumed.load_state_dict(saved["sparsifier"])
+    train(fresh, again, range(stop, 25))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, fresh.state_dict()[name])
+    for name, mask in sparsifier.masks.items():
+        assert torch.equal(mask, resumed.masks[name])
+    assert resumed.mean_densities == sparsifier.mean_densities
+    assert (resumed.weight_steps, resumed.num_updates) == (sparsifier.weight_steps, sparsifier.num_updates)
+    for one, two in zip(optimizer.state.values(), again.state.values(), strict=True):
+        assert all(torch.equal(one[key], two[key]) for key in one if isinstance(one[key], torch.Tensor))
+
+
+def test_the_order_of_loading_does_not_matter() -> None:
+    model, optimizer, sparsifier = build(regrow.rigl_sm)
+    train(model, optimizer, range(9))
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), sparsifier.state_dict()))
+    for order in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):
+        parts = build(regrow.rigl_sm, seed=99)
+        for position in order:
+            parts[position].load_state_dict(copy.deepcopy(saved[position]))
+        train(parts[0], parts[1], range(9, 15))
+        reference = build(regrow.rigl_sm)
+        train(reference[0], reference[1], range(15))
+        assert all(torch.equal(v, reference[0].state_dict()[k]) for k, v in parts[0].state_dict().items())
+
+
+def test_masks_take_one_bit_a_weight_on_disk() -> None:
+    model = convnet()
+    sparsifier = regrow.attach(model, sgd(model), regrow.static(sparsity=0.5))
+    for name, entry in sparsifier.state_dict()["layers"].items():
+        assert entry["mask"].numel() == -(-sparsifier.masks[name].numel() // 8)
+
+
+def damaged(state, path, value):
+    state = copy.deepcopy(state)
+    place = state
+    for key in path[:-1]:
+        place = place[key]
+    if value is None:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+    return state
+
+
+LAYER = ("layers", "0.weight")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("version",), 2, "version 2"),
+        (("version",), None, "not a state of a sparsifier"),
+        (("seed",), "x", "'seed' is 'x'"),
+        (("weight_steps",), -1, "'weight_steps' is -1"),
+        (("layers",), None, "no layers"),
+        (LAYER, None, r"lacks layer '0\.weight'"),
+        (("layers", "extra"), {}, "has a layer 'extra' besides"),
+        ((*LAYER, "shape"), [12, 24], r"shape \[12, 24\], the model's is \[24, 12\]"),
+        ((*LAYER, "mask"), torch.zeros(35, dtype=torch.uint8), "is not 36 bytes"),
+        ((*LAYER, "mask"), torch.zeros(36), "is not 36 bytes"),
+        ((*LAYER, "mask"), torch.zeros(36, dtype=torch.uint8), "has no alive weight"),
+        ((*LAYER, "alive_steps"), -5, "'alive_steps'"),
+        ((*LAYER, "momentum"), torch.zeros(3), "momentum"),
+        (("groups", 0, "algorithm"), "set", "saved with algorithm set, this sparsifier runs rigl"),
+        (("groups", 0, "next_update"), "soon", "'next_update' is 'soon'"),
+        (("groups",), 5, "no groups"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused_and_nothing_changes(path, value, message) -> None:
+    model, optimizer, sparsifier = build(regrow.rigl)
+    train(model, optimizer, range(6))
+    state = sparsifier.state_dict()
+    before, weights = copy.deepcopy(state), copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=message):
+        sparsifier.load_state_dict(damaged(state, path, value))
+    after = sparsifier.state_dict()
+    assert all(torch.equal(after["layers"][n]["mask"], before["layers"][n]["mask"]) for n in before["layers"])
+    assert {k: v for k, v in after.items() if k != "layers"} == {k: v for k, v in before.items() if k != "layers"}
+    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("garbage", [None, 3, [], {}, "text"])
+def test_garbage_is_refused(garbage) -> None:
+    _, _, sparsifier = build(regrow.rigl)
+    with pytest.raises(ValueError, match="not a state of a sparsifier"):
+        sparsifier.load_state_dict(garbage)
