@@ -90,7 +90,10 @@ def test_wrapped_models_keep_their_inner_names(model) -> None:
 
 
 def test_several_parameter_groups(model) -> None:
-    groups = [{"params": model[0].parameters(), "lr": 0.1}, {"params": [*model[2].parameters(), *model[4].parameters()]}]
+    groups = [
+        {"params": model[0].parameters(), "lr": 0.1},
+        {"params": [*model[2].parameters(), *model[4].parameters()]},
+    ]
     optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.9, weight_decay=0.1)
     sparsifier = regrow.attach(model, optimizer, regrow.rigl(sparsity=0.8, total_steps=20, every=3), strict=True)
     train(model, optimizer, range(12))

@@ -1,7 +1,7 @@
 """The library against a plain numpy transcription of the methods: same masks, same weights, in float64.
 
-The transcription knows nothing of torch: a two-layer net with its gradients written out, SGD with momentum, Nesterov and
-weight decay, and each method's update as sections 2 and 3 of the design say it, with lists and sorting.
+The transcription knows nothing of torch: a two-layer net with its gradients written out, SGD with momentum, Nesterov
+and weight decay, and each method's update as sections 2 and 3 of the design say it, with lists and sorting.
 """
 
 import math
@@ -95,10 +95,18 @@ def transcription(method: str, weights: Arrays, masks: Arrays) -> tuple[Arrays, 
 @pytest.mark.parametrize("method", ["static", "set", "rigl", "snfs", "rigl-sg", "rigl-sm"])
 def test_the_library_agrees_with_the_transcription(method: str) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(SIZES[0], SIZES[1], bias=False), nn.Tanh(), nn.Linear(SIZES[1], SIZES[2], bias=False))
+    model = nn.Sequential(
+        nn.Linear(SIZES[0], SIZES[1], bias=False), nn.Tanh(), nn.Linear(SIZES[1], SIZES[2], bias=False)
+    )
     model.double()
     optimizer = torch.optim.SGD(model.parameters(), RATE, MOMENTUM, weight_decay=DECAY, nesterov=True)
-    recipes = {"set": regrow.set_, "rigl": regrow.rigl, "snfs": regrow.snfs, "rigl-sg": regrow.rigl_sg, "rigl-sm": regrow.rigl_sm}
+    recipes = {
+        "set": regrow.set_,
+        "rigl": regrow.rigl,
+        "snfs": regrow.snfs,
+        "rigl-sg": regrow.rigl_sg,
+        "rigl-sm": regrow.rigl_sm,
+    }
     arguments = {"sparsity": 0.7, "total_steps": STEPS, "every": EVERY, "drop_fraction": ALPHA}
     record = regrow.static(sparsity=0.7) if method == "static" else recipes[method](**arguments)
     sparsifier = regrow.attach(model, optimizer, record, seed=5)

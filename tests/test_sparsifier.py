@@ -84,8 +84,12 @@ def test_rigl_updates_after_every_weight_steps_in_place_of_a_step() -> None:
         if sparsifier.num_updates > len(updated_at):
             updated_at.append(call)
             for name, value in now.items():
-                kept = sparsifier.masks[name] & masks[name] if name in masks else torch.ones_like(value, dtype=torch.bool)
-                assert torch.equal(value[kept], weights[name][kept]), "an update must not move a weight, biases included"
+                kept = (
+                    sparsifier.masks[name] & masks[name] if name in masks else torch.ones_like(value, dtype=torch.bool)
+                )
+                assert torch.equal(value[kept], weights[name][kept]), (
+                    "an update must not move a weight, biases included"
+                )
                 assert not value[~kept].any()
         weights, masks = now, {k: v.clone() for k, v in sparsifier.masks.items()}
 
@@ -413,7 +417,7 @@ def test_strict_names_the_first_weight_that_something_else_wrote() -> None:
     train(model, optimizer, range(2))
     index = tuple((~sparsifier.masks["2.weight"]).nonzero()[0].tolist())
 
-    def vandal(*_) -> None:
+    def vandal() -> None:
         with torch.no_grad():
             model[2].weight[index] = 3.0
 

@@ -6,6 +6,7 @@ from regrow.distributions import er, erk, uniform
 from regrow.flops import Flops, LayerFlops, count_flops, train_flops
 from regrow.layers import Layer, find_layers
 from regrow.recipes import from_masks, gradual_pruning, rigl, rigl_sg, rigl_sm, set_, snfs, snip, static
+from regrow.small_dense import SmallDense, small_dense
 from regrow.sparsifier import Sparsifier
 
 __version__ = "0.1.0"
@@ -15,6 +16,7 @@ __all__ = [
     "Flops",
     "Layer",
     "LayerFlops",
+    "SmallDense",
     "Sparsifier",
     "attach",
     "count_flops",
@@ -27,6 +29,7 @@ __all__ = [
     "rigl_sg",
     "rigl_sm",
     "set_",
+    "small_dense",
     "snfs",
     "snip",
     "static",

@@ -17,6 +17,8 @@ from regrow.redistribution import apportion
 from regrow.schedules import Constant, Never, Schedule, Trigger
 from regrow.scores import Evidence, Need, Score, magnitude
 
+nothing = Constant(0.0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Algorithm:
@@ -47,7 +49,7 @@ class Algorithm:
     when: Trigger = field(default_factory=Never)
     drop: Score = magnitude
     grow: Score | None = None
-    fraction: Schedule = Constant(0.0)
+    fraction: Schedule = nothing
     redistribute: Score | None = None
     pattern: Pattern = unstructured
     scope: Literal["layer", "global"] = "layer"

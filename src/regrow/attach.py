@@ -10,7 +10,8 @@ from regrow import optimizers
 from regrow.algorithm import Algorithm, initial_masks
 from regrow.layers import Layer, find_layers, select_layers, unwrap
 from regrow.scores import Evidence, random
-from regrow.sparsifier import Group, SparseLayer, Sparsifier, attached_sparsifiers
+from regrow.sparsifier import Group, Sparsifier, attached_sparsifiers
+from regrow.storage import MaskedLayer
 
 ALREADY_SPARSE = 0.05
 
@@ -52,7 +53,7 @@ def attach(
     >>> model = nn.Sequential(nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 10))
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     >>> regrow.attach(model, optimizer, regrow.rigl(sparsity=0.9, total_steps=1000)).num_alive
-    {'0.weight': 1193, '2.weight': 1027}
+    {'0.weight': 1199, '2.weight': 1021}
     """
     optimizers.check(optimizer)
     model = unwrap(model)
@@ -65,8 +66,16 @@ def attach(
         if record.initial is random:
             for name, known in evidence.items():
                 _check_nothing_lost(name, known.weight, masks[name])
-        sparse = {n: SparseLayer(layer, model.get_parameter(n), masks[n]) for n, layer in chosen.items()}
-        groups.append(Group(record, sparse, record.when.following(0)))
+        groups.append(
+            Group(
+                record,
+                {
+                    name: MaskedLayer(layer, model.get_parameter(name), masks[name], optimizer, record.needs)
+                    for name, layer in chosen.items()
+                },
+                next_update=record.when.following(0),
+            )
+        )
     return Sparsifier(model, optimizer, groups, seed, strict)
 
 
@@ -108,9 +117,9 @@ def _check_parameters(model: nn.Module, optimizer: Optimizer, layers: Mapping[st
             )
         if id(parameter) not in held:
             raise ValueError(
-                f"the optimizer does not hold '{name}' ({type(optimizer).__name__} over {len(held)} parameters): build it "
-                "from the parameters of this very model, after moving it to its device, or leave the layer out with "
-                f"exclude=['{name}']"
+                f"the optimizer does not hold '{name}' ({type(optimizer).__name__} over {len(held)} parameters): "
+                "build it from the parameters of this very model, after moving it to its device, or leave the layer "
+                f"out with exclude=['{name}']"
             )
     for other in attached_sparsifiers():
         taken = other.parameter_ids() & {id(model.get_parameter(name)) for name in layers}
@@ -124,6 +133,6 @@ def _check_nothing_lost(name: str, weight: torch.Tensor, mask: torch.Tensor) -> 
     share = float(zeros.float().mean())
     if ALREADY_SPARSE <= share < 1 and bool((~zeros & ~mask).any()):
         raise ValueError(
-            f"'{name}' is {share:.1%} zeros already, and the fresh mask would erase weights that are left: attach before "
-            "loading a checkpoint, or keep its zeros with regrow.from_masks({name: weight != 0, …})"
+            f"'{name}' is {share:.1%} zeros already, and the fresh mask would erase weights that are left: attach "
+            "before loading a checkpoint, or keep its zeros with regrow.from_masks({name: weight != 0, …})"
         )

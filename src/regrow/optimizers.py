@@ -58,9 +58,10 @@ def momentum_factor(optimizer: Optimizer, parameter: nn.Parameter) -> float | No
 def momentum(optimizer: Optimizer, parameter: nn.Parameter) -> Tensor:
     """The optimizer's first-moment buffer of a parameter; zeros before its first step."""
     found = optimizer.state.get(parameter, {})
-    for key in ("momentum_buffer", "exp_avg", "mu", "momentum"):
-        if isinstance(found.get(key), Tensor):
-            return found[key]
+    for key in ("momentum_buffer", "exp_avg"):
+        buffer = found.get(key)
+        if isinstance(buffer, Tensor):
+            return buffer
     return torch.zeros_like(parameter, requires_grad=False)
 
 

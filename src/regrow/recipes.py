@@ -2,9 +2,9 @@
 
 Arguments common to all: ``sparsity``, the global share of zeros in [0, 1); ``distribution``, how layers share it
 (:func:`regrow.uniform`, :func:`regrow.er`, :func:`regrow.erk`, or a dict glob → sparsity); ``total_steps``, calls of
-``optimizer.step()`` in the whole run; ``every``, dT, weight steps between two updates; ``drop_fraction``, alpha, the share
-of alive weights replaced at the first update, decaying as a cosine; ``stop``, T_end, the last step with updates, by default
-three quarters of ``total_steps``. All raise ValueError for a value outside its range.
+``optimizer.step()`` in the whole run; ``every``, dT, weight steps between two updates; ``drop_fraction``, alpha, the
+share of alive weights replaced at the first update, decaying as a cosine; ``stop``, T_end, the last step with updates,
+by default three quarters of ``total_steps``. All raise ValueError for a value outside its range.
 """
 
 from collections.abc import Mapping
@@ -110,9 +110,7 @@ def snfs(**arguments: Unpack[DynamicArguments]) -> Algorithm:
 
     Dettmers & Zettlemoyer 2019, section 3.
     """
-    return replace(
-        set_(**arguments), name="snfs", grow=dense_momentum_magnitude, redistribute=dense_momentum_magnitude
-    )
+    return replace(set_(**arguments), name="snfs", grow=dense_momentum_magnitude, redistribute=dense_momentum_magnitude)
 
 
 def rigl_sg(**arguments: Unpack[DynamicArguments]) -> Algorithm:
@@ -231,7 +229,9 @@ def _sharing(distribution: Sharing) -> Distribution:
 def _last_update(total_steps: int, every: int, drop_fraction: float, stop: int | None) -> int:
     """T_end, after the arguments that the dynamic methods share have been checked."""
     if total_steps < 1:
-        raise ValueError(f"total_steps is {total_steps}; expected the number of optimizer.step() calls of the whole run")
+        raise ValueError(
+            f"total_steps is {total_steps}; expected the number of optimizer.step() calls of the whole run"
+        )
     if every < 1:
         raise ValueError(f"every is {every}; expected at least 1 weight step between two updates")
     if not 0 <= drop_fraction <= 1:

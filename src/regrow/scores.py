@@ -1,6 +1,6 @@
 """What a weight is worth: one number a weight, from what the score declares it needs.
 
-The declaration decides which gradients are kept dense, what the sparsifier must remember, and the training-FLOP formula.
+The declaration decides which gradients are kept dense, what the sparsifier must remember, and the FLOPs of training.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""The hooks on model and optimizer, and the only state of the library."""
+"""The hooks on model and optimizer, and the state of an attached model."""
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,8 +13,9 @@ from torch.utils.hooks import RemovableHandle
 from regrow import optimizers, state
 from regrow.algorithm import Algorithm, updated_masks
 from regrow.flops import Flops, count_flops
-from regrow.layers import Layer, unwrap
-from regrow.scores import Evidence, Need
+from regrow.layers import unwrap
+from regrow.scores import Need
+from regrow.storage import MaskedLayer
 from regrow.table import layer_table
 
 _attached: "weakref.WeakSet[Sparsifier]" = weakref.WeakSet()
@@ -26,39 +27,11 @@ def attached_sparsifiers() -> "list[Sparsifier]":
 
 
 @dataclass(eq=False)
-class SparseLayer:
-    """What the sparsifier knows of one weight."""
-
-    layer: Layer
-    parameter: nn.Parameter
-    mask: Tensor
-    num_alive: int = 0
-    momentum: Tensor | None = None
-    alive_steps: int = 0
-    counted_until: int = 0
-
-    def __post_init__(self) -> None:
-        self.set_mask(self.mask, step=0)
-
-    def set_mask(self, mask: Tensor, step: int) -> None:
-        self.count(step)
-        self.mask = mask.contiguous()
-        self.num_alive = int(mask.sum())
-        # Multiplying by bytes is four times as fast as by bools on a CPU, which torch casts one by one.
-        self.bits = self.mask.view(torch.uint8)
-
-    def count(self, step: int) -> None:
-        """Brings the sum over weight steps of alive weights up to ``step``."""
-        self.alive_steps += self.num_alive * (step - self.counted_until)
-        self.counted_until = step
-
-
-@dataclass(eq=False)
 class Group:
-    """Layers that share one algorithm, and when their next update is due."""
+    """Layers that share one algorithm, and the weight step at which their next update is due."""
 
     algorithm: Algorithm
-    layers: dict[str, SparseLayer]
+    layers: dict[str, MaskedLayer]
     next_update: int | None
     dense_gradients: dict[str, Tensor] = field(default_factory=dict)
 
@@ -71,8 +44,16 @@ class Group:
         return weight_steps + 1 if self.algorithm.step_on_update else weight_steps
 
     def wants_dense_gradient(self, weight_steps: int) -> bool:
+        """Whether the gradients of the coming step must not be masked as they arrive."""
         needs = self.algorithm.needs
         return Need.DENSE_MOMENTUM in needs or (Need.GRADIENT in needs and self.is_due(weight_steps))
+
+    def keep_gradients(self) -> None:
+        """Takes the dense gradients of an update; none of them where one is not finite."""
+        found = {n: layer.parameter.grad for n, layer in self.layers.items() if layer.parameter.grad is not None}
+        if all(bool(gradient.isfinite().all()) for gradient in found.values()):
+            copies = self.algorithm.step_on_update
+            self.dense_gradients = {n: gradient.clone() if copies else gradient for n, gradient in found.items()}
 
 
 class Sparsifier:
@@ -84,7 +65,9 @@ class Sparsifier:
         strict: check every invariant after each step.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, groups: Sequence[Group], seed: int, strict: bool) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, groups: Sequence[Group], seed: int, strict: bool
+    ) -> None:
         self.model, self.optimizer, self.seed, self.strict = model, optimizer, seed, strict
         self.weight_steps = 0
         self.num_updates = 0
@@ -92,8 +75,6 @@ class Sparsifier:
         self._layers = {name: layer for group in groups for name, layer in group.layers.items()}
         self._flops: Flops | None = None
         self._takes_step = False
-        for layer in self._layers.values():
-            layer.momentum = self._own_momentum(layer)
         self._wants_dense: dict[str, bool] = {}
         self._refresh()
         self._mask_weights()
@@ -120,13 +101,7 @@ class Sparsifier:
     @property
     def mean_densities(self) -> dict[str, float]:
         """Density of each layer averaged over the weight steps so far, for E[f_s]; the present one before the first."""
-        for layer in self._layers.values():
-            layer.count(self.weight_steps)
-        steps = self.weight_steps
-        return {
-            name: layer.alive_steps / (steps * layer.layer.size) if steps else layer.num_alive / layer.layer.size
-            for name, layer in self._layers.items()
-        }
+        return {name: layer.mean_density(self.weight_steps) for name, layer in self._layers.items()}
 
     @property
     def sparsity(self) -> float:
@@ -151,14 +126,13 @@ class Sparsifier:
     # What a user calls
 
     def apply_masks(self, model: nn.Module) -> None:
-        """Zeroes the dead weights of a copy (an EMA model, a deepcopy), found by parameter name.
+        """Zeroes the dead weights of a copy (a deepcopy, ``AveragedModel``), found by parameter name.
 
         Raises:
             ValueError: the copy lacks a layer, or has it in another shape; nothing is written then.
         """
-        parameters = dict(unwrap(model).named_parameters())
-        if "n_averaged" in dict(model.named_buffers()):
-            parameters = dict(unwrap(model.get_submodule("module")).named_parameters())
+        inner = model.module if isinstance(model, torch.optim.swa_utils.AveragedModel) else model
+        parameters = dict(unwrap(inner).named_parameters())
         for name, layer in self._layers.items():
             if name not in parameters or parameters[name].shape != layer.mask.shape:
                 found = tuple(parameters[name].shape) if name in parameters else "no such parameter"
@@ -218,7 +192,7 @@ class Sparsifier:
         for name, layer in self._layers.items():
             entry = saved["layers"][name]
             layer.set_mask(masks[name].to(layer.parameter.device), self.weight_steps)
-            layer.alive_steps = entry["alive_steps"]
+            layer.restore_count(entry["alive_steps"], self.weight_steps)
             if layer.momentum is not None:
                 layer.momentum.copy_(entry["momentum"])
         self._refresh()
@@ -230,15 +204,14 @@ class Sparsifier:
         yield self.optimizer.register_step_pre_hook(torch.compiler.disable(self._on_step))
         yield self.optimizer.register_step_post_hook(torch.compiler.disable(self._after_step))
         for layer in self._layers.values():
-            if layer.parameter.is_leaf:
-                yield layer.parameter.register_post_accumulate_grad_hook(self._gradient_masker(layer))
+            yield layer.parameter.register_post_accumulate_grad_hook(self._gradient_masker(layer))
 
-    def _gradient_masker(self, layer: SparseLayer) -> Callable[[Tensor], None]:
+    def _gradient_masker(self, layer: MaskedLayer) -> Callable[[Tensor], None]:
         """Masks a gradient as soon as it is there, so that clipping by norm does not see the dead part."""
 
-        def mask_gradient(parameter: Tensor) -> None:
-            if not self._wants_dense[layer.layer.name] and parameter.grad is not None:
-                parameter.grad.mul_(layer.bits)
+        def mask_gradient(_: Tensor) -> None:
+            if not self._wants_dense[layer.layer.name]:
+                layer.mask_gradient()
 
         return mask_gradient
 
@@ -258,29 +231,23 @@ class Sparsifier:
 
     @torch.no_grad()
     def _before_step(self) -> None:
+        """Updates the topology in place of the weight step where that is due, else prepares the weight step."""
         self._takes_step = not optimizers.skips_step(self.optimizer)
         if not self._takes_step:
             return
-        for group in self._groups:
-            group.dense_gradients = {}
-            if group.is_due(self.weight_steps) and Need.GRADIENT in group.algorithm.needs:
-                gradients = {name: layer.parameter.grad for name, layer in group.layers.items()}
-                present = {name: gradient for name, gradient in gradients.items() if gradient is not None}
-                if not all(bool(gradient.isfinite().all()) for gradient in present.values()):
-                    continue
-                keeps = group.algorithm.step_on_update
-                group.dense_gradients = {n: g.clone() if keeps else g for n, g in present.items()}
-        replacing = [group for group in self._groups if not group.algorithm.step_on_update]
-        updates = [self._update(group) for group in replacing if group.is_due(self.weight_steps)]
-        if any(updates):
+        due = [group for group in self._groups if group.is_due(self.weight_steps)]
+        for group in due:
+            if Need.GRADIENT in group.algorithm.needs:
+                group.keep_gradients()
+        updated = [self._update(group) for group in due if not group.algorithm.step_on_update]
+        if any(updated):
             self._takes_step = False
             for parameter in optimizers.parameters(self.optimizer):
                 parameter.grad = None
             return
         for layer in self._layers.values():
-            if layer.parameter.grad is not None:
-                self._accumulate_momentum(layer)
-        self._multiply((layer.parameter.grad, layer) for layer in self._layers.values())
+            layer.accumulate_momentum()
+            layer.mask_gradient()
 
     @torch.no_grad()
     def _after_step(self, *_: Any) -> None:
@@ -293,98 +260,38 @@ class Sparsifier:
             self._mask_weights()
         self._refresh()
         if self.strict:
-            self._check()
+            for layer in self._layers.values():
+                layer.check(self.weight_steps)
 
     # The update
 
     def _update(self, group: Group) -> bool:
         """Gives a group its new masks; False where it must wait for a (finite) gradient."""
         moment, needs_gradient = group.moment(self.weight_steps), Need.GRADIENT in group.algorithm.needs
+        gradients, group.dense_gradients = group.dense_gradients, {}
         frozen = {
             name
             for name, layer in group.layers.items()
-            if not layer.parameter.requires_grad or (needs_gradient and name not in group.dense_gradients)
+            if not layer.parameter.requires_grad or (needs_gradient and name not in gradients)
         }
         if len(frozen) == len(group.layers):
             return False
-        evidence = {name: self._evidence(layer, group, moment) for name, layer in group.layers.items()}
+        evidence = {
+            name: layer.evidence(gradients.get(name), self.seed, moment) for name, layer in group.layers.items()
+        }
         for name, mask in updated_masks(group.algorithm, moment, evidence, frozen).items():
             group.layers[name].set_mask(mask, moment)
         group.next_update = group.algorithm.when.following(moment + 1)
-        group.dense_gradients = {}
         self.num_updates += 1
         return True
-
-    def _evidence(self, layer: SparseLayer, group: Group, step: int) -> Evidence:
-        needs = group.algorithm.needs
-        momentum = layer.momentum
-        if momentum is None and Need.MOMENTUM in needs:
-            momentum = optimizers.momentum(self.optimizer, layer.parameter)
-        return Evidence(
-            layer=layer.layer,
-            alive=layer.mask,
-            weight=layer.parameter.detach(),
-            gradient=group.dense_gradients.get(layer.layer.name),
-            momentum=momentum,
-            seed=self.seed,
-            step=step,
-        )
-
-    def _own_momentum(self, layer: SparseLayer) -> Tensor | None:
-        """A buffer for the momentum that a recipe needs and the optimizer does not keep (in that form)."""
-        needs = next(group.algorithm.needs for group in self._groups if layer.layer.name in group.layers)
-        dense = Need.DENSE_MOMENTUM in needs
-        absent = Need.MOMENTUM in needs and optimizers.momentum_factor(self.optimizer, layer.parameter) is None
-        return torch.zeros_like(layer.parameter, requires_grad=False) if dense or absent else None
-
-    def _accumulate_momentum(self, layer: SparseLayer) -> None:
-        gradient = layer.parameter.grad
-        if layer.momentum is None or gradient is None:
-            return
-        if not self._wants_dense[layer.layer.name]:
-            gradient = gradient * layer.bits
-        factor = optimizers.momentum_factor(self.optimizer, layer.parameter)
-        layer.momentum.mul_(0.9 if factor is None else factor).add_(gradient / optimizers.gradient_scale(self.optimizer))
-
-    # Masking
 
     def _refresh(self) -> None:
         for group in self._groups:
             dense = group.wants_dense_gradient(self.weight_steps)
             self._wants_dense.update(dict.fromkeys(group.layers, dense))
 
-    def _multiply(self, pairs: Any) -> None:
-        """Multiplies tensors by the masks of their layers, in place."""
-        pairs = [(tensor, layer.bits) for tensor, layer in pairs if tensor is not None]
-        if pairs:
-            tensors, bits = zip(*pairs, strict=True)
-            torch._foreach_mul_(tensors, bits)
-
     @torch.no_grad()
     def _mask_weights(self) -> None:
         """Dead weights to 0, and their optimizer state to the value that the optimizer starts it with."""
-        pairs: list[tuple[Tensor, SparseLayer]] = []
-        for layer in self._layers.values():
-            pairs.append((layer.parameter.detach(), layer))
-            for value, initial in optimizers.elementwise_state(self.optimizer, layer.parameter):
-                if initial == 0:
-                    pairs.append((value, layer))
-                else:
-                    value.masked_fill_(~layer.mask, initial)
-            if layer.momentum is not None and not self._wants_dense[layer.layer.name]:
-                pairs.append((layer.momentum, layer))
-        self._multiply(pairs)
-
-    def _check(self) -> None:
-        """The invariants of ``strict=True``."""
-        for name, layer in self._layers.items():
-            tensors = [(layer.parameter.detach(), 0.0, "weight")]
-            tensors += [(value, zero, "state") for value, zero in optimizers.elementwise_state(self.optimizer, layer.parameter)]
-            for tensor, expected, what in tensors:
-                broken = ((tensor != expected) & ~layer.mask).nonzero()
-                if len(broken):
-                    where = tuple(broken[0].tolist())
-                    raise RuntimeError(
-                        f"dead {what} of '{name}' at {where} is {tensor[where].item()}, expected {expected}, after weight "
-                        f"step {self.weight_steps}: something other than the optimizer writes to the weights"
-                    )
+        pairs = [pair for layer in self._layers.values() for pair in layer.masked_tensors()]
+        torch._foreach_mul_([tensor for tensor, _ in pairs], [bits for _, bits in pairs])

@@ -41,8 +41,12 @@ def check(
     Raises:
         ValueError: says what was found, what was expected, and what to do.
     """
-    _expect(isinstance(saved, Mapping) and "version" in saved, "it is not a state of a sparsifier", "pass state_dict()'s")
-    _expect(saved["version"] == VERSION, f"it has version {saved['version']!r}, this library reads {VERSION}", "upgrade")
+    _expect(
+        isinstance(saved, Mapping) and "version" in saved, "it is not a state of a sparsifier", "pass state_dict()'s"
+    )
+    _expect(
+        saved["version"] == VERSION, f"it has version {saved['version']!r}, this library reads {VERSION}", "upgrade"
+    )
     for key in ("seed", "weight_steps", "num_updates"):
         value = saved.get(key)
         valid = isinstance(value, int) and (key == "seed" or value >= 0)
@@ -51,7 +55,9 @@ def check(
     missing = [name for name in layers if name not in saved["layers"]]
     extra = [name for name in saved["layers"] if name not in layers]
     _expect(not missing, f"it lacks layer '{(missing or [''])[0]}'", "attach to the model that it was saved from")
-    _expect(not extra, f"it has a layer '{(extra or [''])[0]}' besides", "attach with the include= that it was saved with")
+    _expect(
+        not extra, f"it has a layer '{(extra or [''])[0]}' besides", "attach with the include= that it was saved with"
+    )
     _check_groups(saved.get("groups"), groups)
     return {name: _mask(name, saved["layers"][name], layer, momenta[name]) for name, layer in layers.items()}
 
@@ -62,7 +68,9 @@ def _expect(condition: bool, found: str, remedy: str) -> None:
 
 
 def _check_groups(found: Any, groups: Sequence[tuple[str, list[str]]]) -> None:
-    _expect(isinstance(found, list) and all(isinstance(entry, Mapping) for entry in found), "no groups", "it is damaged")
+    _expect(
+        isinstance(found, list) and all(isinstance(entry, Mapping) for entry in found), "no groups", "it is damaged"
+    )
     names = [(entry.get("algorithm"), entry.get("layers")) for entry in found]
     here = ", ".join(name for name, _ in groups)
     there = ", ".join(str(name) for name, _ in names)
@@ -91,7 +99,9 @@ def _mask(name: str, entry: Any, layer: Layer, momentum: Tensor | None) -> Tenso
     _expect(isinstance(steps, int) and steps >= 0, f"'alive_steps' of '{name}' is {steps!r}", "the file is damaged")
     kept = entry.get("momentum")
     fits = kept is None if momentum is None else isinstance(kept, Tensor) and kept.shape == momentum.shape
-    _expect(fits, f"the momentum of '{name}' is of another shape or kind", "attach the algorithm that it was saved with")
+    _expect(
+        fits, f"the momentum of '{name}' is of another shape or kind", "attach the algorithm that it was saved with"
+    )
     assert isinstance(packed, Tensor)
     mask = unpack(packed, layer.shape)
     _expect(bool(mask.any()), f"the mask of '{name}' has no alive weight", "the file is damaged")

@@ -41,7 +41,9 @@ def layer_table(
     rows.append(["total", "", f"{alive / size:.4f}", f"{alive:,}", f"{size:,}", total, "", ""])
     if flops is None:
         header, rows = header[:5] + header[6:], [row[:5] + row[6:] for row in rows]
-    caption = f"sparsity {1 - alive / size:.4f} after {weight_steps:,} weight steps and {num_updates:,} topology updates"
+    caption = (
+        f"sparsity {1 - alive / size:.4f} after {weight_steps:,} weight steps and {num_updates:,} topology updates"
+    )
     return "\n".join([*_aligned([header, *rows]), caption])
 
 
