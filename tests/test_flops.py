@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
@@ -383,7 +384,11 @@ def test_weights_computed_from_weights() -> None:
         "parametrizations.weight.original1": weight_norm,
         "parametrizations.weight.original": spectral_norm,
         "weight_orig": pruned,
-        "w": Call(lambda self, x: F.linear(x.double(), (self.w * 0.5).double()), w=plain.weight.detach()),
+        "w": Call(
+            lambda self, x: F.linear(x.double(), (self.gain * self.w * 0.5).double()),
+            gain=torch.ones(5, 1),
+            w=plain.weight.detach(),
+        ),
     }
     for name, model in models.items():
         flops = count_flops(model, torch.zeros(1, 6), {name: mask})
@@ -423,12 +428,13 @@ def test_learned_queries_count_under_the_layer() -> None:
 
 
 def test_free_of_charge() -> None:
-    """Activation by activation, embeddings, normalisation, positions, bias matrices: none costs anything."""
+    """Activation by activation, embeddings, normalisation, positions, bias matrices, 1-D parameters cost nothing."""
 
     def forward(self: Call, tokens: Tensor) -> Tensor:
         x = F.embedding(tokens, self.table) + self.positions
         scores = torch.baddbmm(self.bias, x, x.mT)
-        return F.layer_norm(scores.softmax(-1) @ x, self.gain.shape, self.gain)
+        x = F.layer_norm(scores.softmax(-1) @ x, self.gain.shape, self.gain)
+        return x.reshape(-1, 1) @ self.vector[None]
 
     model = Call(
         forward,
@@ -436,6 +442,7 @@ def test_free_of_charge() -> None:
         positions=torch.zeros(1, 3, 4),
         bias=torch.zeros(1, 3, 3),
         gain=torch.ones(3, 4),
+        vector=torch.ones(4),
     )
     assert count_flops(model, torch.zeros(1, 3, dtype=torch.long)) == Flops(0, 0, {})
 
@@ -526,6 +533,11 @@ def test_meta_and_real_device_agree(kind: type[nn.RNNBase]) -> None:
     assert count_flops(kind(4, 3, device="meta"), x, masks) == count_flops(kind(4, 3), x, masks)
 
 
+def test_fake_tensors() -> None:
+    with FakeTensorMode():
+        assert count_flops(MODELS["wrn-22-2"](), sample("wrn-22-2")).dense == FULL["wrn-22-2"]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
 def test_cuda(kind: type[nn.RNNBase]) -> None:
@@ -539,12 +551,23 @@ def test_cuda(kind: type[nn.RNNBase]) -> None:
     assert flops == count_flops(model, torch.zeros(5, 1, 4), {name: mask.cuda() for name, mask in masks.items()})
 
 
-def test_modes_of_the_caller() -> None:
-    model, x = nn.Linear(4, 3), torch.zeros(1, 4)
+def test_inference_mode() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(36, 2))
+    x = torch.zeros(1, 3, 5, 5)
+    expected = count_flops(model, x)
+    assert set(expected.layers) == {"0.weight", "2.weight"}
     with torch.inference_mode():
-        assert count_flops(model, x).dense == 24
+        assert count_flops(model, x) == expected
         assert torch.is_inference_mode_enabled()
+    model.forward = torch.inference_mode()(model.forward)  # type: ignore[method-assign]
+    assert count_flops(model, x) == expected
+
+
+def test_autocast_of_the_caller() -> None:
+    """The cast weights that autocast keeps from an earlier pass have storages of their own."""
+    model, x = nn.Linear(4, 3), torch.zeros(1, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(x)
         assert count_flops(model, x).dense == 24
         assert torch.is_autocast_enabled("cpu")
 
@@ -557,6 +580,25 @@ def test_autocast_inside_the_model() -> None:
     mask = random_mask(torch.ones(3, 4))
     flops = count_flops(Call(forward, w=torch.zeros(3, 4)), torch.zeros(1, 4), {"w": mask})
     assert flops.layers == {"w": LayerFlops(24, 2 * int(mask.sum()))}
+
+
+def test_empty_weights_and_empty_parts_of_weights() -> None:
+    model = Call(
+        lambda self, x: F.linear(x, self.empty).sum() + F.linear(x, self.w[:0]).sum(),
+        empty=torch.zeros(0, 4),
+        w=torch.zeros(3, 4),
+    )
+    masks = {"empty": torch.zeros(0, 4, dtype=torch.bool), "w": torch.ones(3, 4, dtype=torch.bool)}
+    assert count_flops(model, torch.zeros(1, 4), masks) == Flops(0, 0, {})
+
+
+def test_sparse_inputs_and_empty_batches() -> None:
+    model = Call(lambda self, edges, x: torch.sparse.mm(edges, x @ self.w), w=torch.zeros(4, 3))
+    assert count_flops(model, (torch.eye(5).to_sparse(), torch.zeros(5, 4))).dense == 2 * 5 * 12
+    model = Call(lambda self, x: torch.sparse.mm(self.edges * 2, x @ self.w), w=torch.zeros(4, 3))
+    model.register_buffer("edges", torch.eye(5).to_sparse())
+    assert count_flops(model, torch.zeros(5, 4)).dense == 2 * 5 * 12
+    assert count_flops(nn.Linear(4, 3), torch.zeros(0, 4)).dense == 0
 
 
 # Nothing changes

@@ -1,73 +1,80 @@
-"""Two ranks (DDP over gloo): the same masks on both, and those of one rank with the whole batch."""
+"""Two and four ranks (DDP over gloo): the same masks on all, and those of one rank with the whole batch."""
 
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from nets import batch, mlp, sgd
-from torch import nn
+from ranks import RECIPES, launch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 import regrow
 
-STEPS, EVERY = 14, 3
-RECIPES = {
-    "static": regrow.static(sparsity=0.8),
-    "set": regrow.set_(sparsity=0.8, total_steps=40, every=EVERY),
-    "rigl": regrow.rigl(sparsity=0.8, total_steps=40, every=EVERY),
-    "snfs": regrow.snfs(sparsity=0.8, total_steps=40, every=EVERY),
-    "rigl-sg": regrow.rigl_sg(sparsity=0.8, total_steps=40, every=EVERY),
-    "rigl-sm": regrow.rigl_sm(sparsity=0.8, total_steps=40, every=EVERY),
-    "pruning": regrow.gradual_pruning(sparsity=0.8, total_steps=40, every=EVERY, start=3),
-    "snip": regrow.snip(sparsity=0.8),
-}
+STEPS, WORLDS = 14, (2, 4)
+Result = dict[str, Tensor]
 
 
-def run(record: regrow.Algorithm, rank: int, world: int, wrap) -> dict[str, torch.Tensor]:
+def buckets(model: nn.Module) -> DistributedDataParallel:
+    """Gradients are views into the buffers that the ranks sum up, and the graph is known to stay the same."""
+    return DistributedDataParallel(model, gradient_as_bucket_view=True, static_graph=True)
+
+
+SHAPES = {"plain": (DistributedDataParallel, 1), "no_sync": (DistributedDataParallel, 2), "buckets": (buckets, 1)}
+
+
+def run(record: regrow.Algorithm, rank: int, world: int, wrap, micro_batches: int = 1) -> Result:
+    """Trains on this rank's part of every batch; all but the last micro-batch of a step stay on their rank."""
     model = mlp(seed=0).double()
     optimizer = sgd(model)
-    sparsifier = regrow.attach(model, optimizer, record)
+    sparsifier = regrow.attach(model, optimizer, record, strict=True)
     wrapped = wrap(model)
     for step in range(STEPS):
-        inputs, targets = (part.chunk(world)[rank] for part in batch(step))
-        nn.functional.cross_entropy(wrapped(inputs.double()), targets).backward()
+        inputs, targets = batch(step)
+        parts = [part.chunk(world)[rank].chunk(micro_batches) for part in (inputs.double(), targets)]
+        for number, (x, y) in enumerate(zip(*parts, strict=True), start=1):
+            if number < micro_batches:
+                with wrapped.no_sync():
+                    (nn.functional.cross_entropy(wrapped(x), y) / micro_batches).backward()
+            else:
+                (nn.functional.cross_entropy(wrapped(x), y) / micro_batches).backward()
         optimizer.step()
         optimizer.zero_grad()
     weights = {f"weight {name}": model.get_parameter(name).detach() for name in sparsifier.masks}
     return {f"mask {name}": mask for name, mask in sparsifier.masks.items()} | weights
 
 
-def worker(rank: int, world: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-    found = {name: run(record, rank, world, nn.parallel.DistributedDataParallel) for name, record in RECIPES.items()}
-    torch.save(found, Path(folder) / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+def every_recipe(rank: int, world: int, folder: Path) -> None:
+    found = {
+        f"{shape} {name}": run(record, rank, world, wrap, micro_batches)
+        for shape, (wrap, micro_batches) in SHAPES.items()
+        for name, record in RECIPES.items()
+    }
+    torch.save(found, folder / f"{rank}-of-{world}.pt")
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, torch.Tensor]]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(worker, args=(2, port, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_masks_and_weights_are_bit_identical_on_both_ranks(ranks, name) -> None:
-    one, two = ranks[0][name], ranks[1][name]
-    assert one.keys() == two.keys()
-    assert all(torch.equal(value, two[key]) for key, value in one.items())
+@pytest.fixture(scope="module", params=WORLDS, ids=lambda world: f"{world} ranks")
+def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Result]]:
+    folder, world = tmp_path_factory.mktemp("ranks"), request.param
+    launch(every_recipe, world, folder)
+    return [torch.load(folder / f"{rank}-of-{world}.pt", weights_only=True) for rank in range(world)]
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_half_batches_on_two_ranks_give_the_masks_of_the_whole_batch_on_one(ranks, name) -> None:
-    alone = run(RECIPES[name], 0, 1, lambda model: model)
-    for key, value in alone.items():
+@pytest.mark.parametrize("shape", SHAPES)
+def test_masks_and_weights_are_bit_identical_on_all_ranks(ranks, shape, name) -> None:
+    first, *others = [rank[f"{shape} {name}"] for rank in ranks]
+    for other in others:
+        assert first.keys() == other.keys()
+        assert all(torch.equal(value, other[key]) for key, value in first.items())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_parts_of_a_batch_on_many_ranks_give_the_masks_of_the_whole_batch_on_one(ranks, shape, name) -> None:
+    for key, value in run(RECIPES[name], 0, 1, lambda model: model).items():
+        found = ranks[0][f"{shape} {name}"][key]
         if key.startswith("mask"):
-            assert torch.equal(ranks[0][name][key], value)
+            assert torch.equal(found, value)
         else:
-            torch.testing.assert_close(ranks[0][name][key], value, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(found, value, rtol=1e-9, atol=1e-12)

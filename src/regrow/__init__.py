@@ -2,37 +2,86 @@
 
 from regrow.algorithm import Algorithm
 from regrow.attach import attach
+from regrow.budgets import er_sparsity, flop_aware, sparsity_at_flops
+from regrow.compact.convert import compact, sparse_tensors, to_dense
+from regrow.compact.files import FileSize, load_compact, save_compact
+from regrow.connectivity import Line, error_along_line
 from regrow.distributions import er, erk, uniform
 from regrow.flops import Flops, LayerFlops, count_flops, train_flops
 from regrow.layers import Layer, find_layers
-from regrow.recipes import from_masks, gradual_pruning, rigl, rigl_sg, rigl_sm, set_, snfs, snip, static
+from regrow.plan import Plan, plan
+from regrow.recipes import (
+    from_masks,
+    gradual_pruning,
+    rigl,
+    rigl_sg,
+    rigl_sm,
+    rigl_struct,
+    set_,
+    snfs,
+    snip,
+    starting_from,
+    static,
+    with_densities,
+)
+from regrow.removal import remove_dead_channels
+from regrow.saliency import grasp_scores, masks_from_scores, obd_scores, snip_scores
 from regrow.small_dense import SmallDense, small_dense
+from regrow.snapshot import Snapshot
 from regrow.sparsifier import Sparsifier
+from regrow.tickets import Ticket, iterative_pruning, prune_by_magnitude, reinitialized, shuffle_masks
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Algorithm",
+    "FileSize",
     "Flops",
     "Layer",
+    "Plan",
     "LayerFlops",
+    "Line",
     "SmallDense",
+    "Snapshot",
     "Sparsifier",
+    "Ticket",
     "attach",
+    "compact",
     "count_flops",
     "er",
+    "er_sparsity",
     "erk",
+    "error_along_line",
     "find_layers",
+    "flop_aware",
     "from_masks",
     "gradual_pruning",
+    "grasp_scores",
+    "iterative_pruning",
+    "load_compact",
+    "masks_from_scores",
+    "obd_scores",
+    "plan",
+    "prune_by_magnitude",
+    "reinitialized",
+    "remove_dead_channels",
     "rigl",
     "rigl_sg",
     "rigl_sm",
+    "rigl_struct",
+    "save_compact",
     "set_",
+    "shuffle_masks",
     "small_dense",
     "snfs",
     "snip",
+    "snip_scores",
+    "sparse_tensors",
+    "sparsity_at_flops",
+    "starting_from",
     "static",
+    "to_dense",
     "train_flops",
     "uniform",
+    "with_densities",
 ]

@@ -18,6 +18,7 @@ from regrow.schedules import Constant, Never, Schedule, Trigger
 from regrow.scores import Evidence, Need, Score, magnitude
 
 nothing = Constant(0.0)
+DIGITS = 2**16  # of a score when a threshold over all layers is sought
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,18 +86,15 @@ def select(scores: Tensor, count: int, among: Tensor) -> Tensor:
     >>> select(torch.tensor([3.0, 9.0, 3.0, 3.0]), 2, torch.tensor([True, False, True, True])).tolist()
     [True, False, True, False]
     """
-    chosen = torch.zeros_like(among)
-    values = scores[among]
-    assert 0 <= count <= values.numel(), (count, values.numel())
     if count == 0:
-        return chosen
-    values = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-    values = torch.where(values.isnan(), -math.inf, values)
-    threshold = values.kthvalue(values.numel() - count + 1).values
-    above, ties = values > threshold, values == threshold
-    above |= ties & (ties.cumsum(0) <= count - above.sum())
-    chosen[among] = above
-    return chosen
+        return torch.zeros_like(among)
+    values = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+    values = values.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+    candidates = values.masked_select(among)
+    threshold = candidates.kthvalue(candidates.numel() - count + 1).values
+    above, ties = (values > threshold) & among, (values == threshold) & among
+    above |= ties & (ties.flatten().cumsum(0) <= count - above.count_nonzero()).view(among.shape)
+    return above
 
 
 def next_mask(
@@ -109,7 +107,7 @@ def next_mask(
 
     Evci et al. 2020, section 3; the counts are exact whatever the ties.
     """
-    units = pattern.reduce(alive.float()) > 0
+    units = pattern.units(alive)
     kept = select(pattern.reduce(drop), keep, units)
     if grow is not None:
         kept |= select(pattern.reduce(grow), budget - keep, ~kept)
@@ -118,7 +116,7 @@ def next_mask(
 
 def initial_masks(algorithm: Algorithm, evidence: Mapping[str, Evidence]) -> dict[str, Tensor]:
     """Masks at step 0: exactly the distribution's count in every layer, or every weight where ``initial`` is None."""
-    counts = algorithm.distribute(_grids(algorithm, evidence), algorithm.sparsity_at(0))
+    counts = _counts(algorithm, evidence, algorithm.sparsity_at(0))
     if algorithm.initial is None:
         return {name: torch.ones_like(known.alive) for name, known in evidence.items()}
     masks = {}
@@ -142,7 +140,7 @@ def updated_masks(
     """
     pattern = algorithm.pattern
     sizes = {name: grid.size for name, grid in _grids(algorithm, evidence).items()}
-    now = {name: int((pattern.reduce(known.alive.float()) > 0).sum()) for name, known in evidence.items()}
+    now = {name: int(pattern.units(known.alive).sum()) for name, known in evidence.items()}
     movable = {name: known for name, known in evidence.items() if name not in frozen}
     budgets = _budgets(algorithm, step, now, evidence, movable)
     share = algorithm.fraction(step) if algorithm.grow is not None else 0.0
@@ -164,8 +162,15 @@ def updated_masks(
     return masks
 
 
+def _counts(algorithm: Algorithm, evidence: Mapping[str, Evidence], sparsity: float) -> dict[str, int]:
+    """Units of the pattern that each layer shall have, at least one: its density, which ``distribute`` sets."""
+    alive = algorithm.distribute({name: known.layer for name, known in evidence.items()}, sparsity)
+    sizes = {name: grid.size for name, grid in _grids(algorithm, evidence).items()}
+    return {name: max(1, round(alive[name] * sizes[name] / known.layer.size)) for name, known in evidence.items()}
+
+
 def _grids(algorithm: Algorithm, evidence: Mapping[str, Evidence]) -> dict[str, Layer]:
-    """The layers as a distribution sees them: grids of units."""
+    """The layers as grids of units."""
     return {
         name: replace(known.layer, shape=algorithm.pattern.grid(known.layer.shape)) for name, known in evidence.items()
     }
@@ -180,7 +185,7 @@ def _budgets(
 ) -> dict[str, int]:
     """Units that each layer shall have: as many as now, unless the global target has moved."""
     grids, sparsity = _grids(algorithm, evidence), algorithm.sparsity_at(step)
-    counts = algorithm.distribute(grids, sparsity)
+    counts = _counts(algorithm, evidence, sparsity)
     target = sum(counts.values()) if algorithm.scope == "layer" else total_alive(grids, sparsity)
     if target == sum(now.values()):
         return dict(now)
@@ -193,18 +198,38 @@ def _budgets(
 
 
 def _global_counts(algorithm: Algorithm, target: int, evidence: Mapping[str, Evidence]) -> dict[str, int]:
-    """How many of the ``target`` largest drop scores among all alive units lie in each layer, at least one in each."""
-    values = []
-    for known in evidence.values():
-        alive = algorithm.pattern.reduce(known.alive.float()) > 0
-        layer_values = algorithm.pattern.reduce(algorithm.drop(known))[alive].float()
-        layer_values[layer_values.nan_to_num(nan=-math.inf).argmax()] = math.inf
-        values.append(layer_values)
-    everything = torch.cat(values)
-    target = min(max(target, len(values)), everything.numel())
-    kept = select(everything, target, torch.ones_like(everything, dtype=torch.bool))
-    parts = kept.split([value.numel() for value in values])
-    return {name: int(part.sum()) for name, part in zip(evidence, parts, strict=True)}
+    """How many of the ``target`` largest drop scores among all alive units lie in each layer, at least one in each.
+
+    The score of the last one taken is found digit by digit, so that the scores of one layer at a time are in memory.
+    """
+    sizes = [int(algorithm.pattern.units(known.alive).sum()) for known in evidence.values()]
+    left, prefix = min(max(target, len(sizes)), sum(sizes)), 0
+    for shift in (16, 0):
+        histogram = torch.zeros(DIGITS, dtype=torch.int64)
+        for known in evidence.values():
+            keys = _sortable(algorithm, known) >> shift
+            digits = (keys % DIGITS)[keys // DIGITS == prefix]
+            histogram += digits.bincount(minlength=DIGITS).cpu()
+        from_the_top = histogram.flip(0).cumsum(0)
+        place = int(torch.searchsorted(from_the_top, left))
+        left -= int(from_the_top[place - 1]) if place else 0
+        prefix = prefix * DIGITS + DIGITS - 1 - place
+    counts = {}
+    for name, known in evidence.items():
+        keys = _sortable(algorithm, known)
+        ties = min(left, int((keys == prefix).sum()))
+        left -= ties
+        counts[name] = int((keys > prefix).sum()) + ties
+    return counts
+
+
+def _sortable(algorithm: Algorithm, known: Evidence) -> Tensor:
+    """Drop scores of the alive units as integers in [0, 2^32) of the same order; the best one gets infinity's."""
+    scores = algorithm.pattern.reduce(algorithm.drop(known))[algorithm.pattern.units(known.alive)]
+    values = scores.float().nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf) + 0.0  # -0.0 equals 0.0
+    values[values.argmax()] = math.inf
+    bits = values.view(torch.int32)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() + 2**31
 
 
 def _redistributed(

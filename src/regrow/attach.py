@@ -1,6 +1,7 @@
 """``regrow.attach``: everything is checked here, before the first weight is written."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import nn
@@ -8,19 +9,22 @@ from torch.optim import Optimizer
 
 from regrow import optimizers
 from regrow.algorithm import Algorithm, initial_masks
+from regrow.compact.storage import CompactStorage, check_compact
 from regrow.layers import Layer, find_layers, select_layers, unwrap
 from regrow.scores import Evidence, random
+from regrow.shards import evidence_for
 from regrow.sparsifier import Group, Sparsifier, attached_sparsifiers
-from regrow.storage import MaskedLayer
+from regrow.storage import DenseStorage, MaskedLayer, Storage
 
 ALREADY_SPARSE = 0.05
 
 
 def attach(
     model: nn.Module,
-    optimizer: Optimizer,
+    optimizer: Optimizer | Callable[[Iterable[nn.Parameter]], Optimizer],
     algorithm: Algorithm | Mapping[str, Algorithm],
     *,
+    storage: Literal["dense", "compact"] = "dense",
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] = (),
     seed: int = 0,
@@ -33,11 +37,15 @@ def attach(
 
     Args:
         model: any module with parameters on a real device.
-        optimizer: any torch optimizer that steps on ``p.grad`` (LBFGS and SparseAdam are refused).
+        optimizer: any torch optimizer that steps on ``p.grad`` (LBFGS and SparseAdam are refused); or what makes one of
+            ``model.parameters()``, which is then ``sparsifier.optimizer``.
         algorithm: a record from a recipe such as :func:`regrow.rigl`; or a dict glob → record, where each layer belongs
             to the first glob that fits it, each group meets its own sparsity, and other layers stay dense.
         include: globs on parameter or module names; None takes every known layer (see :func:`regrow.find_layers`).
         exclude: globs of layers to leave dense.
+        storage: "dense": full-size weights, dead entries 0, on any device. "compact": of a layer that is at most half
+            alive only the alive weights exist, their gradients and optimizer state too, and sparse kernels run it; on
+            the CPU. See docs/compact.md.
         seed: of the initial masks and of random growth; equal on all ranks.
         strict: check after every step that dead weights and their state are exactly 0, and name the first that is not.
 
@@ -47,7 +55,7 @@ def attach(
     Raises:
         ValueError: a pattern matches nothing, the budget cannot be met, the optimizer is unfit or does not hold the
             weights, the model has no sparsifiable layer, is on the meta device, is attached to already, or is sparse
-            already and would lose what is left of it.
+            already and would lose what is left of it; compact storage cannot do what the recipe or optimizer needs.
 
     >>> import regrow
     >>> model = nn.Sequential(nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 10))
@@ -55,12 +63,18 @@ def attach(
     >>> regrow.attach(model, optimizer, regrow.rigl(sparsity=0.9, total_steps=1000)).num_alive
     {'0.weight': 1199, '2.weight': 1021}
     """
+    if storage not in ("dense", "compact"):
+        raise ValueError(f"storage is {storage!r}; expected 'dense' or 'compact'")
+    if not isinstance(optimizer, Optimizer) and callable(optimizer):
+        optimizer = optimizer(model.parameters())
     optimizers.check(optimizer)
-    model = unwrap(model)
+    given, model = model, unwrap(model)
     layers = find_layers(model, include, exclude)
     _check_parameters(model, optimizer, layers)
-    groups = []
-    for chosen, record in _assign(layers, algorithm):
+    groups, assigned = [], assign(layers, algorithm)
+    if storage == "compact":
+        check_compact(given, optimizer, [record for _, record in assigned])
+    for chosen, record in assigned:
         evidence = {name: _first_evidence(model, layer, seed) for name, layer in chosen.items()}
         masks = initial_masks(record, evidence)
         if record.initial is random:
@@ -76,10 +90,16 @@ def attach(
                 next_update=record.when.following(0),
             )
         )
-    return Sparsifier(model, optimizer, groups, seed, strict)
+    return Sparsifier(model, optimizer, groups, _storage(storage, model, optimizer), seed, strict)
 
 
-def _assign(
+def _storage(name: str, model: nn.Module, optimizer: Optimizer) -> Storage:
+    if name == "dense":
+        return DenseStorage()
+    return CompactStorage(model, optimizer)
+
+
+def assign(
     layers: Mapping[str, Layer], algorithm: Algorithm | Mapping[str, Algorithm]
 ) -> list[tuple[dict[str, Layer], Algorithm]]:
     """Layers and record of each group; a layer belongs to the first glob that fits it."""
@@ -102,8 +122,8 @@ def _assign(
 
 def _first_evidence(model: nn.Module, layer: Layer, seed: int) -> Evidence:
     weight = model.get_parameter(layer.name).detach()
-    everything = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
-    return Evidence(layer, alive=everything, weight=weight, gradient=None, momentum=None, seed=seed, step=0)
+    everything = torch.ones((), dtype=torch.bool, device=weight.device).expand(weight.shape)  # takes no memory
+    return evidence_for(weight)(layer, alive=everything, weight=weight, gradient=None, momentum=None, seed=seed, step=0)
 
 
 def _check_parameters(model: nn.Module, optimizer: Optimizer, layers: Mapping[str, Layer]) -> None:
@@ -113,7 +133,7 @@ def _check_parameters(model: nn.Module, optimizer: Optimizer, layers: Mapping[st
         if parameter.is_meta:
             raise ValueError(
                 f"'{name}' is on the meta device and has no values yet: attach after model.to_empty(device=…) and "
-                "initialisation (count_flops and the distributions work on meta models as they are)"
+                "initialisation (regrow.plan gives the budgets and FLOPs of a meta model as it is)"
             )
         if id(parameter) not in held:
             raise ValueError(
@@ -125,6 +145,9 @@ def _check_parameters(model: nn.Module, optimizer: Optimizer, layers: Mapping[st
         taken = other.parameter_ids() & {id(model.get_parameter(name)) for name in layers}
         if taken:
             raise ValueError("a sparsifier is attached to these weights already: call its detach() first")
+    for name, layer in layers.items():
+        if tuple(model.get_parameter(name).shape) != layer.shape:
+            raise ValueError(f"'{name}' is compact already: make the model dense with regrow.to_dense(model) first")
 
 
 def _check_nothing_lost(name: str, weight: torch.Tensor, mask: torch.Tensor) -> None:

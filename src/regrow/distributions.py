@@ -69,7 +69,7 @@ def er(layers: Mapping[str, Layer], sparsity: float) -> dict[str, int]:
 
     Mocanu et al. 2018; kernel dimensions do not enter. Arguments and errors as for :func:`uniform`.
     """
-    return _in_proportion(layers, sparsity, {name: _dimension_ratio(layer.shape[:2]) for name, layer in layers.items()})
+    return in_proportion(layers, sparsity, {name: dimension_ratio(layer.shape[:2]) for name, layer in layers.items()})
 
 
 def erk(layers: Mapping[str, Layer], sparsity: float) -> dict[str, int]:
@@ -83,17 +83,18 @@ def erk(layers: Mapping[str, Layer], sparsity: float) -> dict[str, int]:
     >>> erk({"a": Layer("a", (300, 64)), "b": Layer("b", (10, 300))}, 0.9)
     {'a': 1199, 'b': 1021}
     """
-    return _in_proportion(layers, sparsity, {name: _dimension_ratio(layer.shape) for name, layer in layers.items()})
+    return in_proportion(layers, sparsity, {name: dimension_ratio(layer.shape) for name, layer in layers.items()})
 
 
-def _dimension_ratio(shape: tuple[int, ...]) -> float:
+def dimension_ratio(shape: tuple[int, ...]) -> float:
+    """(sum of the dimensions) / (product of them)."""
     product = 1
     for dimension in shape:
         product *= dimension
     return sum(shape) / product
 
 
-def _in_proportion(layers: Mapping[str, Layer], sparsity: float, raw: Mapping[str, float]) -> dict[str, int]:
+def in_proportion(layers: Mapping[str, Layer], sparsity: float, raw: Mapping[str, float]) -> dict[str, int]:
     """Alive weights with density_l = min(1, epsilon · raw_l), epsilon such that they add up to the budget."""
     budget = total_alive(layers, sparsity)
     dense: set[str] = set()
@@ -142,3 +143,33 @@ class PerLayer:
             raise ValueError(f"the per-layer map cannot meet the global sparsity {sparsity}: it {remedy}")
         alive |= {name: _alive(layer, left / size) for name, layer in others.items()}
         return {name: alive[name] for name in layers}
+
+
+@dataclass(frozen=True)
+class Convolutions:
+    """Convolutions share the sparsity as ``distribution`` says; every other layer is dense."""
+
+    distribution: Distribution
+
+    def __call__(self, layers: Mapping[str, Layer], sparsity: float) -> dict[str, int]:
+        convolutions = {name: layer for name, layer in layers.items() if layer.is_convolution}
+        if not convolutions:
+            raise ValueError(f"none of the layers {', '.join(layers)} is a convolution, and only these have channels")
+        return {name: layer.size for name, layer in layers.items()} | self.distribution(convolutions, sparsity)
+
+
+@dataclass(frozen=True)
+class CountsOf:
+    """Alive weights of each layer as they are given, whatever the sparsity."""
+
+    alive: Mapping[str, int]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def __call__(self, layers: Mapping[str, Layer], sparsity: float) -> dict[str, int]:
+        for name, layer in layers.items():
+            if name not in self.shapes or tuple(self.shapes[name]) != layer.shape:
+                raise ValueError(
+                    f"no mask of shape {layer.shape} is given for layer '{name}'; masks are given for "
+                    f"{', '.join(self.alive)}: add it, or leave the layer out with exclude="
+                )
+        return {name: self.alive[name] for name in layers}

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from regrow.algorithm import Algorithm
+from regrow.compact.convert import dense_copy
 from regrow.layers import unwrap
 from regrow.scores import Need
 
@@ -49,7 +50,7 @@ def count_flops(model: nn.Module, example_input: Any, masks: Mapping[str, Tensor
     The pass runs in eval mode without autograd, and leaves the model, the RNGs and the input as they were.
 
     Args:
-        model: any module, on any device, ``meta`` included; a wrapper (``torch.compile``, DataParallel,
+        model: any module, dense or compact, on any device, ``meta`` too; a wrapper (``torch.compile``, DataParallel,
             DistributedDataParallel) is seen through.
         example_input: a tensor, a tuple of positional arguments or a mapping of keyword arguments. Counts are for
             this input as it is: a batch of one gives FLOPs per sample.
@@ -59,12 +60,12 @@ def count_flops(model: nn.Module, example_input: Any, masks: Mapping[str, Tensor
     Raises:
         ValueError: a mask names no parameter, has another shape or is not bool, or the model has lazy parameters.
 
-    Section 4 of Evci et al. 2020, appendix H; section 2 of the supplementary of Sundar & Dwaraknath 2021.
+    Sundar & Dwaraknath 2021, supplementary, section 2, after Evci et al. 2020.
 
     >>> count_flops(nn.Linear(8, 4), torch.ones(1, 8)).dense
     64
     """
-    model = unwrap(model)
+    model = dense_copy(unwrap(model))
     parameters = list(model.parameters())
     if any(is_lazy(parameter) for parameter in parameters):
         raise ValueError(f"{type(model).__name__} has lazy parameters, still without shape: run one forward pass first")
@@ -99,7 +100,7 @@ def train_flops(algorithm: Algorithm, sparse: float, dense: float) -> float:
         sparse: f_s, FLOPs of the sparse forward pass of one sample; its mean over training where it varies.
         dense: f_d, FLOPs of the dense one.
 
-    Supplementary of Sundar & Dwaraknath 2021, section 2.2; Evci et al. 2020, appendix H.
+    Sundar & Dwaraknath 2021, supplementary, section 2.2, after Evci et al. 2020.
     """
     interval = algorithm.when.interval
     plain, with_dense_gradient = 3 * sparse, 2 * sparse + dense
@@ -115,7 +116,7 @@ def train_flops(algorithm: Algorithm, sparse: float, dense: float) -> float:
 
 # Position of the first of an operation's two factors. With fused kernels off, every layer's work comes down to these.
 # Matrix-vector products are left out: in networks they estimate norms (spectral normalisation), they are no layer.
-_FACTORS = {aten.mm: 0, aten.bmm: 0, aten.linear: 0, aten.convolution: 0, aten.addmm: 1, aten.baddbmm: 1}
+_FACTORS = {aten.mm: 0, aten.bmm: 0, aten.convolution: 0, aten.addmm: 1, aten.baddbmm: 1}
 _COPIES = (aten._to_copy, aten._weight_norm_interface)
 
 
@@ -182,7 +183,7 @@ class _FlopCounter(TorchDispatchMode):
     """
 
     def __init__(self, weights: Iterable[_NamedWeight], constants: Iterable[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._constants: dict[int, tuple[torch.UntypedStorage, list[_Weight]]] = {}
         self._costs: Counter[tuple[_Weight, _View]] = Counter()
         for constant in constants:
@@ -192,6 +193,8 @@ class _FlopCounter(TorchDispatchMode):
 
     def _remember(self, tensor: Tensor, weight: _Weight | None = None) -> None:
         """Know a tensor that does not depend on the input, and hold its storage so that the key stays its own."""
+        if tensor.layout is not torch.strided:
+            return
         storage = tensor.untyped_storage()
         _, weights = self._constants.setdefault(storage._cdata, (storage, []))
         if weight is not None:
@@ -210,8 +213,13 @@ class _FlopCounter(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        output = func(*args, **(kwargs or {}))
         operation = func.overloadpacket
+        if operation not in _FACTORS and func.namespace != "prim":
+            with self:  # composite operations arrive whole where autograd is out of the way, as in inference mode
+                parts = func.decompose(*args, **(kwargs or {}))
+            if parts is not NotImplemented:
+                return parts
+        output = func(*args, **(kwargs or {}))
         if operation in _FACTORS:
             first = _FACTORS[operation]
             # The weight is the second factor wherever both are parameters (learned queries through a linear layer).
@@ -224,7 +232,7 @@ class _FlopCounter(TorchDispatchMode):
     def _follow(self, func: Any, inputs: list[Tensor], output: Any) -> None:
         """What is computed from constants is one, and stands for the weight that it is an elementwise function of."""
         result = output[0] if isinstance(output, (tuple, list)) and output else output
-        if not isinstance(result, Tensor) or self._is_constant(result) or not all(map(self._is_constant, inputs)):
+        if not isinstance(result, Tensor) or not all(map(self._is_constant, inputs)):
             return
         weight = None
         if torch.Tag.pointwise in func.tags or func.overloadpacket in _COPIES:
@@ -263,7 +271,7 @@ def _named_weights(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[_N
                 f"shape {shapes[name]}"
             )
     for parameter, names in aliases.items():
-        if parameter.dim() >= 2 and parameter.numel() > 0:
+        if parameter.dim() >= 2:
             name = next((name for name in names if name in masks), names[0])
             yield name, parameter, masks.get(name)
 
@@ -302,7 +310,6 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
         stack.enter_context(torch.random.fork_rng(devices=gpus))
-        stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         for device_type in ("cpu", "cuda"):
             stack.enter_context(torch.autocast(device_type, enabled=False))

@@ -11,6 +11,8 @@ from torch.nn.parameter import UninitializedParameter
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+FOREIGN = {"transformers.pytorch_utils.Conv1D"}
+"""Linear layers of other packages, by full name so that none is imported; their ``weight`` may be (in, out)."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,14 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
+def _is_foreign(module: nn.Module) -> bool:
+    """Whether another package's linear layer, or a class derived from one."""
+    return any(f"{kind.__module__}.{kind.__qualname__}" in FOREIGN for kind in type(module).__mro__)
+
+
 def _weight_names(module: nn.Module) -> Iterator[str]:
     """Names of the weight matrices that ``module`` itself holds, by its type."""
-    if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
+    if isinstance(module, (*CONVOLUTIONS, nn.Linear)) or _is_foreign(module):
         names: Iterable[str] = ("weight",)
     elif isinstance(module, nn.MultiheadAttention):
         names = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -65,7 +72,9 @@ def _known_layers(model: nn.Module) -> Iterator[tuple[Layer, nn.Parameter]]:
             name = f"{prefix}.{weight_name}" if prefix else weight_name
             if isinstance(parameter, UninitializedParameter):
                 raise ValueError(f"'{name}' has no shape yet (a lazy module): run one forward pass, then attach")
-            yield Layer(name, tuple(parameter.shape), isinstance(module, CONVOLUTIONS)), parameter
+            compact = getattr(module, "compact", None)
+            shape = parameter.shape if compact is None else compact.shape
+            yield Layer(name, tuple(shape), isinstance(module, CONVOLUTIONS)), parameter
 
 
 def _other_matrices(model: nn.Module, known: Iterable[str]) -> Iterator[Layer]:
@@ -110,13 +119,14 @@ def find_layers(
 ) -> dict[str, Layer]:
     """Sparsifiable weights of a model, name → :class:`Layer`, in the order of registration.
 
-    By default the weights of Conv1d/2d/3d, ConvTranspose1d/2d/3d, Linear, MultiheadAttention, RNN/GRU/LSTM and their
-    cells; never biases, normalisation weights, embeddings (nor an output layer tied to one); tied weights once.
+    By default the weights of Conv1d/2d/3d, ConvTranspose1d/2d/3d, Linear (and the transposed one of Hugging Face's
+    GPT-2), MultiheadAttention, RNN/GRU/LSTM and their cells; never biases, normalisation weights, embeddings (nor an output layer tied to one); tied weights once.
 
     Args:
         model: any module.
         include: globs on parameter or module names; None takes every known layer. A glob that fits no known layer is
-            tried on the model's other parameters with two or more dimensions (a weight in a module of your own).
+            tried on the model's other parameters with two or more dimensions (a weight in a module of your own);
+            ``count_flops(model, example_input).layers`` lists every parameter that is multiplied with activations.
         exclude: globs of layers to leave dense.
 
     Raises:
@@ -136,8 +146,9 @@ def find_layers(
         for name in select_layers({layer.name: layer for layer, _ in _known_layers(model)} | layers, pattern):
             layers.pop(name, None)
     if not layers:
+        others = ", ".join(layer.name for layer in _other_matrices(model, ()))
         raise ValueError(
             f"{type(model).__name__} has no sparsifiable layer left (convolutions, linear, attention and recurrent "
-            "weights are); name a parameter with two or more dimensions in include="
+            f"weights are); name a parameter with two or more dimensions in include= ({others or 'it has none'})"
         )
     return layers

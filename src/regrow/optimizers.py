@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer, SparseAdam
 
+from regrow.shards import whole
+
 REFUSED = {
     LBFGS: "its line search evaluates several points in one step and its state mixes all weights",
     SparseAdam: "it takes sparse gradients of embeddings, not masked dense ones",
@@ -37,9 +39,21 @@ def group_of(optimizer: Optimizer, parameter: nn.Parameter) -> dict[str, Any]:
 
 
 def skips_step(optimizer: Optimizer) -> bool:
-    """Whether a GradScaler makes a fused optimizer skip this step (its hooks run all the same)."""
+    """Whether no weight moves: a GradScaler makes a fused optimizer skip a step, and its hooks run all the same."""
     found = getattr(optimizer, "found_inf", None)
-    return found is not None and bool(found)
+    return (found is not None and bool(found)) or _only_fills_state(optimizer)
+
+
+def _only_fills_state(optimizer: Optimizer) -> bool:
+    """Whether this is the step by which torch.distributed.checkpoint has an optimizer create its state.
+
+    It comes before a state is read or loaded, with learning rates and gradients of 0; counted, it would shift a run
+    that goes on from a checkpoint.
+    """
+    if any(group.get("lr", 1.0) for group in optimizer.param_groups):
+        return False
+    gradients = [parameter.grad for parameter in parameters(optimizer) if parameter.grad is not None]
+    return bool(gradients) and not any(bool(whole(gradient.abs().sum())) for gradient in gradients)
 
 
 def gradient_scale(optimizer: Optimizer) -> float:
@@ -67,12 +81,19 @@ def momentum(optimizer: Optimizer, parameter: nn.Parameter) -> Tensor:
 
 def elementwise_state(optimizer: Optimizer, parameter: nn.Parameter) -> Iterator[tuple[Tensor, float]]:
     """State tensors with one entry a weight, each with the value that the optimizer starts it with."""
+    for _, value, initial in named_state(optimizer, parameter):
+        yield value, initial
+
+
+def named_state(optimizer: Optimizer, parameter: nn.Parameter) -> Iterator[tuple[str, Tensor, float]]:
+    """The same with the optimizer's name for each."""
     for key, value in optimizer.state.get(parameter, {}).items():
         if isinstance(value, Tensor) and value.shape == parameter.shape and value.is_floating_point():
-            yield value, _initial_value(optimizer, parameter, key)
+            yield key, value, initial_value(optimizer, parameter, key)
 
 
-def _initial_value(optimizer: Optimizer, parameter: nn.Parameter, key: str) -> float:
+def initial_value(optimizer: Optimizer, parameter: nn.Parameter, key: str) -> float:
+    """What the optimizer starts a state tensor with."""
     if isinstance(optimizer, torch.optim.Rprop) and key == "step_size":
         return float(group_of(optimizer, parameter)["lr"])
     if isinstance(optimizer, torch.optim.Adagrad) and key == "sum":

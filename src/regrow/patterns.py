@@ -35,6 +35,10 @@ class Pattern:
         split = [part for pair in zip(self.grid(tuple(values.shape)), block, strict=True) for part in pair]
         return padded.reshape(split).sum(dim=tuple(range(1, len(split), 2)))
 
+    def units(self, mask: Tensor) -> Tensor:
+        """The blocks of a mask that are alive: weight shape → grid shape."""
+        return mask if set(self.block(tuple(mask.shape))) == {1} else self.reduce(mask.float()) > 0
+
     def expand(self, units: Tensor, shape: Shape) -> Tensor:
         """A mask over blocks as a mask over weights: grid shape → weight shape."""
         for dimension, step in enumerate(self.block(shape)):

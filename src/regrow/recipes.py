@@ -14,9 +14,9 @@ from typing import Literal, Required, TypedDict, Unpack
 from torch import Tensor
 
 from regrow.algorithm import Algorithm
-from regrow.distributions import Distribution, PerLayer, check_sparsity, erk, uniform
-from regrow.layers import Layer
-from regrow.schedules import Cosine, Cubic, Every, Once
+from regrow.distributions import Convolutions, CountsOf, Distribution, PerLayer, check_sparsity, erk, uniform
+from regrow.patterns import channels
+from regrow.schedules import Constant, Cosine, Cubic, Every, Once
 from regrow.scores import (
     GivenMasks,
     Score,
@@ -129,6 +129,18 @@ def rigl_sm(**arguments: Unpack[DynamicArguments]) -> Algorithm:
     return replace(rigl(**arguments), name="rigl-sm", redistribute=momentum_magnitude)
 
 
+def rigl_struct(**arguments: Unpack[DynamicArguments]) -> Algorithm:
+    """RigL-struct: RigL whose unit is a convolution's output channel; linear layers stay dense.
+
+    A channel's scores are the sums of |w| and of |gradient| over its filter. The sparsity is that of the
+    convolutions. :func:`regrow.remove_dead_channels` makes the trained net physically smaller.
+
+    Arguments as for :func:`rigl`. Sundar & Dwaraknath 2021, supplementary, section 4.
+    """
+    dense = rigl(**arguments)
+    return replace(dense, name="rigl-struct", distribute=Convolutions(dense.distribute), pattern=channels)
+
+
 def gradual_pruning(
     *,
     sparsity: float,
@@ -202,24 +214,36 @@ def from_masks(masks: Mapping[str, Tensor]) -> Algorithm:
     Args:
         masks: layer name → bool tensor of the weight's shape; every layer attached to must have one.
     """
-    alive = {name: int(mask.sum()) for name, mask in masks.items()}
+    return starting_from(replace(static(sparsity=0.0), name="masks"), masks)
 
-    def counts(layers: Mapping[str, Layer], sparsity: float) -> dict[str, int]:
-        missing = [name for name in layers if name not in masks or tuple(masks[name].shape) != layers[name].shape]
-        if missing:
-            raise ValueError(
-                f"no mask of shape {layers[missing[0]].shape} is given for layer '{missing[0]}'; masks are given for "
-                f"{', '.join(alive)}: add it, or leave the layer out with exclude="
-            )
-        return {name: alive[name] for name in layers}
 
+def starting_from(algorithm: Algorithm, masks: Mapping[str, Tensor]) -> Algorithm:
+    """The same method, begun with given masks: those of an earlier run, for instance.
+
+    Args:
+        algorithm: a record with a constant sparsity, such as ``rigl(…)``; its sparsity becomes that of the masks.
+        masks: layer name → bool tensor of the weight's shape; every layer attached to must have one.
+
+    Sundar & Dwaraknath 2021, table 5, group 3, where RigL starts from RigL-SM's final masks.
+
+    >>> import torch
+    >>> starting_from(rigl(sparsity=0.9, total_steps=1000), {"fc.weight": torch.eye(4, dtype=torch.bool)}).sparsity
+    Constant(value=0.75)
+    """
+    return replace(with_densities(algorithm, masks), initial=Score("given mask", GivenMasks(masks)))
+
+
+def with_densities(algorithm: Algorithm, masks: Mapping[str, Tensor]) -> Algorithm:
+    """The same method with as many alive weights in each layer as given masks have; which ones, it finds itself.
+
+    Arguments as for :func:`starting_from`.
+    """
+    if not masks or not isinstance(algorithm.sparsity, Constant):
+        found = f"the sparsity of '{algorithm.name}' changes over the steps" if masks else "masks is empty"
+        raise ValueError(f"{found}; expected a mask for each layer, and a method that keeps its sparsity, such as rigl")
+    counts = CountsOf({name: int(mask.sum()) for name, mask in masks.items()}, {n: m.shape for n, m in masks.items()})
     size = sum(mask.numel() for mask in masks.values())
-    return Algorithm(
-        name="masks",
-        sparsity=1 - sum(alive.values()) / size,
-        distribute=counts,
-        initial=Score("given mask", GivenMasks(masks)),
-    )
+    return replace(algorithm, sparsity=1 - sum(counts.alive.values()) / size, distribute=counts)
 
 
 def _sharing(distribution: Sharing) -> Distribution:

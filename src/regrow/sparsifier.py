@@ -1,7 +1,7 @@
 """The hooks on model and optimizer, and the state of an attached model."""
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,8 @@ from regrow.algorithm import Algorithm, updated_masks
 from regrow.flops import Flops, count_flops
 from regrow.layers import unwrap
 from regrow.scores import Need
-from regrow.storage import MaskedLayer
+from regrow.shards import whole
+from regrow.storage import Storage, StoredLayer
 from regrow.table import layer_table
 
 _attached: "weakref.WeakSet[Sparsifier]" = weakref.WeakSet()
@@ -31,7 +32,7 @@ class Group:
     """Layers that share one algorithm, and the weight step at which their next update is due."""
 
     algorithm: Algorithm
-    layers: dict[str, MaskedLayer]
+    layers: dict[str, StoredLayer]
     next_update: int | None
     dense_gradients: dict[str, Tensor] = field(default_factory=dict)
 
@@ -50,8 +51,9 @@ class Group:
 
     def keep_gradients(self) -> None:
         """Takes the dense gradients of an update; none of them where one is not finite."""
-        found = {n: layer.parameter.grad for n, layer in self.layers.items() if layer.parameter.grad is not None}
-        if all(bool(gradient.isfinite().all()) for gradient in found.values()):
+        gradients = {name: layer.dense_gradient() for name, layer in self.layers.items()}
+        found = {name: gradient for name, gradient in gradients.items() if gradient is not None}
+        if all(bool(whole(gradient).abs().amax().isfinite()) for gradient in found.values()):
             copies = self.algorithm.step_on_update
             self.dense_gradients = {n: gradient.clone() if copies else gradient for n, gradient in found.items()}
 
@@ -66,20 +68,30 @@ class Sparsifier:
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer, groups: Sequence[Group], seed: int, strict: bool
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        groups: Sequence[Group],
+        storage: Storage,
+        seed: int,
+        strict: bool,
     ) -> None:
         self.model, self.optimizer, self.seed, self.strict = model, optimizer, seed, strict
+        self._storage = storage
         self.weight_steps = 0
         self.num_updates = 0
         self._groups = list(groups)
-        self._layers = {name: layer for group in groups for name, layer in group.layers.items()}
         self._flops: Flops | None = None
         self._takes_step = False
-        self._wants_dense: dict[str, bool] = {}
+        self._place()
         self._refresh()
         self._mask_weights()
         self._handles = list(self._register())
         _attached.add(self)
+
+    @property
+    def _layers(self) -> dict[str, StoredLayer]:
+        return {name: layer for group in self._groups for name, layer in group.layers.items()}
 
     # What a user reads
 
@@ -91,17 +103,17 @@ class Sparsifier:
     @property
     def num_alive(self) -> dict[str, int]:
         """Alive weights of each layer."""
-        return {name: layer.num_alive for name, layer in self._layers.items()}
+        return {name: layer.alive.number for name, layer in self._layers.items()}
 
     @property
     def densities(self) -> dict[str, float]:
         """Share of alive weights of each layer."""
-        return {name: layer.num_alive / layer.layer.size for name, layer in self._layers.items()}
+        return {name: layer.alive.density for name, layer in self._layers.items()}
 
     @property
     def mean_densities(self) -> dict[str, float]:
         """Density of each layer averaged over the weight steps so far, for E[f_s]; the present one before the first."""
-        return {name: layer.mean_density(self.weight_steps) for name, layer in self._layers.items()}
+        return {name: layer.alive.mean_density(self.weight_steps) for name, layer in self._layers.items()}
 
     @property
     def sparsity(self) -> float:
@@ -117,7 +129,8 @@ class Sparsifier:
         due = {name: group.next_update for group in self._groups for name in group.layers}
         names = {name: group.algorithm.name for group in self._groups for name in group.layers}
         layers = {name: layer.layer for name, layer in self._layers.items()}
-        return layer_table(layers, self.num_alive, names, due, self._flops, self.weight_steps, self.num_updates)
+        moment = f"after {self.weight_steps:,} weight steps and {self.num_updates:,} topology updates"
+        return layer_table(layers, self.num_alive, names, due, self._flops, self._storage.notes(), moment)
 
     def parameter_ids(self) -> set[int]:
         """Identities of the weights it is attached to."""
@@ -132,29 +145,34 @@ class Sparsifier:
             ValueError: the copy lacks a layer, or has it in another shape; nothing is written then.
         """
         inner = model.module if isinstance(model, torch.optim.swa_utils.AveragedModel) else model
-        parameters = dict(unwrap(inner).named_parameters())
+        copied = unwrap(inner)
+        parameters = dict(copied.named_parameters())
         for name, layer in self._layers.items():
-            if name not in parameters or parameters[name].shape != layer.mask.shape:
+            if layer.find_copy(copied) is None:
                 found = tuple(parameters[name].shape) if name in parameters else "no such parameter"
                 raise ValueError(
                     f"the copy does not fit: '{name}' of shape {layer.layer.shape} was expected, found {found}; "
                     "pass a copy of the attached model"
                 )
         with torch.no_grad():
-            for name, layer in self._layers.items():
-                parameters[name].mul_(layer.bits.to(parameters[name].device))
+            for layer in self._layers.values():
+                layer.mask_copy(copied)
 
     def detach(self) -> None:
         """Removes every hook; what is left is the plain model, its dead weights at 0."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        if self in _attached:
+            for layer in self._layers.values():
+                layer.release()
+            self._storage.remove()
         _attached.discard(self)
 
     def state_dict(self) -> dict[str, Any]:
         """Masks (1 bit a weight), counters and own momentum: tensors and plain values, loadable with weights_only."""
         for layer in self._layers.values():
-            layer.count(self.weight_steps)
+            layer.alive.advance(self.weight_steps)
         return {
             "version": state.VERSION,
             "seed": self.seed,
@@ -167,8 +185,8 @@ class Sparsifier:
             "layers": {
                 name: {
                     "shape": list(layer.layer.shape),
-                    "mask": state.pack(layer.mask),
-                    "alive_steps": layer.alive_steps,
+                    "mask": state.pack(whole(layer.mask)),
+                    "alive_steps": layer.alive.weight_steps,
                     "momentum": None if layer.momentum is None else layer.momentum.clone(),
                 }
                 for name, layer in self._layers.items()
@@ -192,9 +210,10 @@ class Sparsifier:
         for name, layer in self._layers.items():
             entry = saved["layers"][name]
             layer.set_mask(masks[name].to(layer.parameter.device), self.weight_steps)
-            layer.restore_count(entry["alive_steps"], self.weight_steps)
-            if layer.momentum is not None:
-                layer.momentum.copy_(entry["momentum"])
+            layer.alive.restore(entry["alive_steps"], self.weight_steps)
+            if entry["momentum"] is not None:
+                layer.load_momentum(entry["momentum"])
+        self._place()
         self._refresh()
         self._mask_weights()
 
@@ -203,17 +222,6 @@ class Sparsifier:
     def _register(self) -> Iterator[RemovableHandle]:
         yield self.optimizer.register_step_pre_hook(torch.compiler.disable(self._on_step))
         yield self.optimizer.register_step_post_hook(torch.compiler.disable(self._after_step))
-        for layer in self._layers.values():
-            yield layer.parameter.register_post_accumulate_grad_hook(self._gradient_masker(layer))
-
-    def _gradient_masker(self, layer: MaskedLayer) -> Callable[[Tensor], None]:
-        """Masks a gradient as soon as it is there, so that clipping by norm does not see the dead part."""
-
-        def mask_gradient(_: Tensor) -> None:
-            if not self._wants_dense[layer.layer.name]:
-                layer.mask_gradient()
-
-        return mask_gradient
 
     def _on_step(self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]) -> Any:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
@@ -283,15 +291,23 @@ class Sparsifier:
             group.layers[name].set_mask(mask, moment)
         group.next_update = group.algorithm.when.following(moment + 1)
         self.num_updates += 1
+        self._place()
         return True
+
+    def _place(self) -> None:
+        """Keeps each layer as its present density asks for."""
+        for group in self._groups:
+            group.layers = {name: self._storage.place(layer) for name, layer in group.layers.items()}
 
     def _refresh(self) -> None:
         for group in self._groups:
-            dense = group.wants_dense_gradient(self.weight_steps)
-            self._wants_dense.update(dict.fromkeys(group.layers, dense))
+            wanted = group.wants_dense_gradient(self.weight_steps)
+            for layer in group.layers.values():
+                layer.expect_dense_gradient(wanted)
 
     @torch.no_grad()
     def _mask_weights(self) -> None:
         """Dead weights to 0, and their optimizer state to the value that the optimizer starts it with."""
         pairs = [pair for layer in self._layers.values() for pair in layer.masked_tensors()]
-        torch._foreach_mul_([tensor for tensor, _ in pairs], [bits for _, bits in pairs])
+        if pairs:
+            torch._foreach_mul_([tensor for tensor, _ in pairs], [bits for _, bits in pairs])

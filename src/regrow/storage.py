@@ -1,6 +1,12 @@
-"""One weight of an attached model in dense storage: a parameter whose dead entries are 0, and its mask beside it."""
+"""How one weight of an attached model is kept: what the sparsifier asks of a storage, and the dense one.
 
-from collections.abc import Iterator
+In dense storage the dead entries of the parameter are 0 and a mask stands beside it. The compact storage, where only
+alive entries exist, is in :mod:`regrow.compact`.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +15,123 @@ from torch.optim import Optimizer
 from regrow import optimizers
 from regrow.layers import Layer
 from regrow.scores import Evidence, Need
+from regrow.shards import cut_like, evidence_for, piece, whole
 
 DEFAULT_MOMENTUM = 0.9
+
+
+@dataclass(eq=False)
+class AliveCount:
+    """Alive weights of one layer, and their sum over the weight steps so far."""
+
+    size: int
+    number: int = 0
+    weight_steps: int = 0
+    _until: int = 0
+
+    def advance(self, step: int) -> None:
+        """Brings the sum up to weight step ``step``."""
+        self.weight_steps += self.number * (step - self._until)
+        self._until = step
+
+    def change(self, number: int, step: int) -> None:
+        """Another number of alive weights from weight step ``step`` on."""
+        self.advance(step)
+        self.number = number
+
+    def restore(self, weight_steps: int, step: int) -> None:
+        """Takes the sum from a saved state."""
+        self.weight_steps, self._until = weight_steps, step
+
+    @property
+    def density(self) -> float:
+        """Share of alive weights."""
+        return self.number / self.size
+
+    def mean_density(self, step: int) -> float:
+        """Density averaged over the weight steps so far; the present one before the first."""
+        self.advance(step)
+        return self.weight_steps / (step * self.size) if step else self.density
+
+
+class StoredLayer(Protocol):
+    """One sparsified weight, however it is kept; every tensor that goes in or out has the shape of the dense weight."""
+
+    layer: Layer
+    parameter: nn.Parameter
+    alive: AliveCount
+
+    @property
+    def mask(self) -> Tensor:
+        """Bool, True where alive."""
+
+    @property
+    def momentum(self) -> Tensor | None:
+        """A buffer of our own, where the recipe needs a momentum that the optimizer does not keep; else None."""
+
+    def set_mask(self, mask: Tensor, step: int) -> None:
+        """A new topology, from weight step ``step`` on."""
+
+    def load_momentum(self, momentum: Tensor) -> None:
+        """Fills the own buffer from a saved state."""
+
+    def expect_dense_gradient(self, wanted: bool) -> None:
+        """Whether the gradient of the coming step is wanted for dead weights too."""
+
+    def dense_gradient(self) -> Tensor | None:
+        """The gradient of the whole optimizer step, of dead weights too; as it was expected."""
+
+    def mask_gradient(self) -> None:
+        """Zeroes the dead part of the gradient."""
+
+    def accumulate_momentum(self) -> None:
+        """m ← beta · m + g, in the own buffer."""
+
+    def masked_tensors(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Tensors that may hold something in dead places, each with the bytes to multiply it by."""
+
+    def evidence(self, gradient: Tensor | None, seed: int, step: int) -> Evidence:
+        """What the scores of an update may look at."""
+
+    def check(self, weight_steps: int) -> None:
+        """The invariants of ``strict=True``."""
+
+    def find_copy(self, model: nn.Module) -> Tensor | None:
+        """The same weight in a copy of the model, if there is one that :meth:`mask_copy` can mask."""
+
+    def mask_copy(self, model: nn.Module) -> None:
+        """Zeroes the dead weights of a copy."""
+
+    def release(self) -> None:
+        """Takes its hooks off the parameter."""
+
+
+class Storage(Protocol):
+    """Where the layers of one attached model are kept."""
+
+    def place(self, layer: StoredLayer) -> StoredLayer:
+        """The layer as it shall be kept from now on, given its present mask."""
+
+    def notes(self) -> Mapping[str, str]:
+        """How each layer is kept and why, where there is something to say."""
+
+    def remove(self) -> None:
+        """Gives the model its dense weights back."""
+
+
+class DenseStorage:
+    """Every layer stays a :class:`MaskedLayer`."""
+
+    def place(self, layer: StoredLayer) -> StoredLayer:
+        """The layer itself."""
+        return layer
+
+    def notes(self) -> Mapping[str, str]:
+        """Nothing to say."""
+        return {}
+
+    def remove(self) -> None:
+        """Nothing to undo."""
 
 
 class MaskedLayer:
@@ -20,42 +141,47 @@ class MaskedLayer:
         layer: name and shape of the weight.
         parameter: what the optimizer steps.
         mask: bool, True where alive.
-        num_alive: alive weights.
+        alive: how many are.
         momentum: a buffer of our own, where the recipe needs a momentum that the optimizer does not keep; else None.
         dense_momentum: whether that buffer is one of dense gradients.
     """
 
     def __init__(self, layer: Layer, parameter: nn.Parameter, mask: Tensor, optimizer: Optimizer, needs: Need) -> None:
         self.layer, self.parameter, self.optimizer, self.needs = layer, parameter, optimizer, needs
-        self.alive_steps, self._counted_until, self.num_alive = 0, 0, 0
+        self.alive = AliveCount(layer.size)
         self.set_mask(mask, step=0)
         self.dense_momentum = Need.DENSE_MOMENTUM in needs
         absent = Need.MOMENTUM in needs and optimizers.momentum_factor(optimizer, parameter) is None
         self.momentum: Tensor | None = None
         if self.dense_momentum or absent:
             self.momentum = torch.zeros_like(parameter, requires_grad=False)
+        self._wants_dense = False
+        self._hook = parameter.register_post_accumulate_grad_hook(self._mask_as_it_arrives)
 
     def set_mask(self, mask: Tensor, step: int) -> None:
         """A new topology, from weight step ``step`` on; what it kills is zeroed by :meth:`masked_tensors`."""
-        self.count(step)
-        self.mask = mask.contiguous()
-        self.num_alive = int(mask.sum())
+        self.mask = cut_like(mask.contiguous(), self.parameter)
+        self.alive.change(int(mask.sum()), step)
         # Multiplying by bytes is four times as fast as by bools on a CPU, which torch casts one by one.
         self.bits = self.mask.view(torch.uint8)
 
-    def count(self, step: int) -> None:
-        """Brings ``alive_steps``, the sum over weight steps of alive weights, up to ``step``."""
-        self.alive_steps += self.num_alive * (step - self._counted_until)
-        self._counted_until = step
+    def load_momentum(self, momentum: Tensor) -> None:
+        """Fills the own buffer from a saved state."""
+        if self.momentum is not None:
+            self.momentum.copy_(cut_like(whole(momentum), self.parameter))
 
-    def restore_count(self, alive_steps: int, step: int) -> None:
-        """Takes the sum from a saved state."""
-        self.alive_steps, self._counted_until = alive_steps, step
+    def expect_dense_gradient(self, wanted: bool) -> None:
+        """Whether the coming gradient stays as it arrives."""
+        self._wants_dense = wanted
 
-    def mean_density(self, step: int) -> float:
-        """Density averaged over the weight steps so far; the present one before the first."""
-        self.count(step)
-        return self.alive_steps / (step * self.layer.size) if step else self.num_alive / self.layer.size
+    def dense_gradient(self) -> Tensor | None:
+        """The parameter's own gradient, not a copy."""
+        return self.parameter.grad
+
+    def _mask_as_it_arrives(self, _: Tensor) -> None:
+        # So that clipping by norm does not see the gradients of dead weights.
+        if not self._wants_dense:
+            self.mask_gradient()
 
     def mask_gradient(self) -> None:
         """Zeroes the dead part of the gradient."""
@@ -74,31 +200,47 @@ class MaskedLayer:
 
     def masked_tensors(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The weight and its elementwise state with the bytes to multiply them by; other start values are filled in."""
-        yield self.parameter.detach(), self.bits
+        bits = piece(self.bits)
+        yield piece(self.parameter.detach()), bits
         for value, initial in optimizers.elementwise_state(self.optimizer, self.parameter):
             if initial == 0:
-                yield value, self.bits
+                yield piece(value), bits
             else:
-                value.masked_fill_(~self.mask, initial)
+                piece(value).masked_fill_(~piece(self.mask), initial)
         if self.momentum is not None and not self.dense_momentum:
-            yield self.momentum, self.bits
+            yield piece(self.momentum), bits
 
     def evidence(self, gradient: Tensor | None, seed: int, step: int) -> Evidence:
         """What the scores of an update may look at."""
         momentum = self.momentum
         if momentum is None and Need.MOMENTUM in self.needs:
             momentum = optimizers.momentum(self.optimizer, self.parameter)
-        return Evidence(self.layer, self.mask, self.parameter.detach(), gradient, momentum, seed, step)
+        weight = self.parameter.detach()
+        return evidence_for(weight)(self.layer, self.mask, weight, gradient, momentum, seed, step)
 
     def check(self, weight_steps: int) -> None:
         """The invariants of ``strict=True``: what is dead is exactly 0, and so is its state."""
         state = optimizers.elementwise_state(self.optimizer, self.parameter)
         tensors = [(self.parameter.detach(), 0.0, "weight"), *((value, start, "state") for value, start in state)]
         for tensor, expected, what in tensors:
-            broken = ((tensor != expected) & ~self.mask).nonzero()
+            broken = whole((tensor != expected) & ~self.mask).nonzero()
             if len(broken):
                 where = tuple(broken[0].tolist())
                 raise RuntimeError(
-                    f"dead {what} of '{self.layer.name}' at {where} is {tensor[where].item()}, expected {expected}, "
+                    f"dead {what} of '{self.layer.name}' at {where} is {whole(tensor)[where].item()}, expected {expected}, "
                     f"after weight step {weight_steps}: something other than the optimizer writes to the weights"
                 )
+
+    def find_copy(self, model: nn.Module) -> Tensor | None:
+        """The parameter of the same name and shape."""
+        found = dict(model.named_parameters()).get(self.layer.name)
+        return found if found is not None and tuple(found.shape) == self.layer.shape else None
+
+    def mask_copy(self, model: nn.Module) -> None:
+        """Multiplies it by the mask."""
+        parameter = model.get_parameter(self.layer.name)
+        parameter.mul_(cut_like(whole(self.bits).to(parameter.device), parameter))
+
+    def release(self) -> None:
+        """Takes the hook off the parameter."""
+        self._hook.remove()

@@ -1,0 +1,183 @@
+"""Images a second of the lab's training loop beside a plain PyTorch loop over a DataLoader, interleaved in one run.
+
+    python benchmarks/throughput.py [--model wrn-16-1] [--rounds 5] [--steps 20] [--threads 2] [--compiled]
+
+Both train the same net with SGD on random images of CIFAR-10's size, batch 128, with reflect-pad crops and flips. The
+plain loop is what a tutorial writes: float32, one image after another cropped in a Dataset, DataLoader workers or none,
+the default optimizer. Every round times some steps of each loop, in an order that rotates; ratios are taken within a
+round and printed as min – median – max. The RigL row trains at S = .9 (masked), the others the dense net.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+BATCH = 128
+WARM_UP = 5
+"""Steps before the clock starts in each round: the workers of a DataLoader have batches ready by then, or they do not."""
+MEAN = torch.tensor([0.4914, 0.4822, 0.4465]).view(3, 1, 1)
+STD = torch.tensor([0.2470, 0.2435, 0.2616]).view(3, 1, 1)
+
+
+class EnoughError(Exception):
+    """Ends a round inside an epoch."""
+
+
+def write_random_cifar(root: Path) -> None:
+    """Random images in the official binary form, so that the lab reads them as it reads the real ones."""
+    folder = root / "cifar-10-batches-bin"
+    folder.mkdir()
+    for name in (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"):
+        records = torch.randint(256, (10_000, 3073), dtype=torch.uint8)
+        records[:, 0] %= 10
+        (folder / name).write_bytes(records.numpy().tobytes())
+
+
+class Plain(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """One image at a time: pad, crop, flip, float, normalise."""
+
+    def __init__(self) -> None:
+        self.images, self.labels = (
+            torch.randint(256, (50_000, 3, 32, 32), dtype=torch.uint8),
+            torch.randint(10, (50_000,)),
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, int]:
+        image = F.pad(self.images[number].float().div(255)[None], (4, 4, 4, 4), mode="reflect")[0]
+        top, left, mirrored = torch.randint(9, (3,)).tolist()
+        image = image[:, top : top + 32, left : left + 32]
+        if mirrored % 2:
+            image = image.flip(2)
+        return (image - MEAN) / STD, int(self.labels[number])
+
+
+def plain_loop(model: nn.Module, workers: int) -> Callable[[int], float]:
+    """What runs so many steps of the plain loop and returns their seconds."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    loader = DataLoader(Plain(), batch_size=BATCH, shuffle=True, num_workers=workers)
+
+    def endless() -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            yield from loader
+
+    batches = endless()
+
+    def run(steps: int) -> float:
+        began = 0.0
+        for step in range(-WARM_UP, steps):
+            if step == 0:
+                began = time.perf_counter()
+            inputs, labels = next(batches)
+            F.cross_entropy(model(inputs), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return time.perf_counter() - began
+
+    return run
+
+
+def lab_loop(model: str, method: str, precision: str, compiled: bool) -> Callable[[int], float]:
+    """What runs so many steps of the lab's own loop and returns their seconds."""
+    from regrow_lab.config import RunConfig
+    from regrow_lab.train import Training
+
+    sparse = {} if method == "dense" else {"sparsity": 0.9, "every": 100}
+    training = Training(
+        RunConfig(
+            model=model,
+            data="cifar10",
+            method=method,
+            epochs=100,
+            batch_size=BATCH,
+            augmentation="crop-flip",
+            precision=precision,
+            compiled=compiled,
+            learning_rate=0.01,
+            **sparse,
+        ),
+        torch.device("cpu"),
+    )
+
+    def run(steps: int) -> float:
+        began, end = 0.0, training.step + WARM_UP + steps
+
+        def before_step() -> None:
+            nonlocal began
+            if training.step == end - steps:
+                began = time.perf_counter()
+            if training.step == end:
+                raise EnoughError
+
+        try:
+            while True:
+                training.run_epoch(before_step)
+        except EnoughError:
+            return time.perf_counter() - began
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="wrn-16-1")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--compiled", action="store_true", help="rows with torch.compile too (minutes of compilation)")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    from regrow_lab.models import find_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ |= {"REGROW_DATA": folder, "XDG_CACHE_HOME": f"{folder}/cache"}
+        write_random_cifar(Path(folder))
+        loops = {
+            "plain, no workers": plain_loop(find_model(options.model)(), 0),
+            "plain, 2 workers": plain_loop(find_model(options.model)(), 2),
+            "lab, float32": lab_loop(options.model, "dense", "float32", False),
+            "lab, bf16": lab_loop(options.model, "dense", "bf16", False),
+            "lab, bf16, RigL": lab_loop(options.model, "rigl", "bf16", False),
+        }
+        if options.compiled:
+            loops |= {
+                "lab, float32, compiled": lab_loop(options.model, "dense", "float32", True),
+                "lab, bf16, compiled": lab_loop(options.model, "dense", "bf16", True),
+            }
+        names, seconds = list(loops), dict[str, list[float]]()
+        for run in loops.values():
+            run(1)
+        for number in range(options.rounds):
+            for name in names[number % len(names) :] + names[: number % len(names)]:
+                seconds.setdefault(name, []).append(loops[name](options.steps))
+    images, (first, second, *_) = options.steps * BATCH, names
+    print(
+        f"{options.model}, batch {BATCH}, {options.threads} thread(s), {options.rounds} rounds of {options.steps} steps"
+    )
+    print(f"torch {torch.__version__}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    print(f"\n{'loop':<24} {'images/s':>10}   {'× plain, no workers':<22} {'× plain, 2 workers':<22}")
+    for name in names:
+        speed = images / statistics.median(seconds[name])
+        print(f"{name:<24} {speed:>10,.0f}   {ratio(seconds, first, name):<22} {ratio(seconds, second, name):<22}")
+
+
+def ratio(seconds: dict[str, list[float]], reference: str, name: str) -> str:
+    if name == reference:
+        return "1"
+    ratios = sorted(theirs / ours for theirs, ours in zip(seconds[reference], seconds[name], strict=True))
+    return " – ".join(f"{value:.2f}" for value in (ratios[0], statistics.median(ratios), ratios[-1]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+// One variant of the kernels: compiled once for every instruction set, with REGROW_VARIANT naming it.
+// Only plain C headers are included here: an inline function of the standard library, compiled for AVX-512, could be
+// the copy that the linker keeps for everybody.
+#include "borders.hpp"
+#include "convolution.hpp"
+#include "elementwise.hpp"
+
+namespace regrow {
+namespace REGROW_VARIANT {
+
+template <class T>
+static constexpr Kernels kernels() {
+    return {convolution_forward<T>, convolution_backward<T>, materialise<T>,      gradient<T>,    pool_forward<T>,
+            pool_backward<T>,       flatten_forward<T>,      flatten_backward<T>, import_rows<T>, export_rows<T>};
+}
+
+extern const Variant variant;
+#define REGROW_TEXT(x) #x
+#define REGROW_NAME(x) REGROW_TEXT(x)
+const Variant variant = {REGROW_NAME(REGROW_VARIANT), B16::pairs, kernels<F32>(), kernels<B16>(), kernels<F64>()};
+
+}  // namespace REGROW_VARIANT
+}  // namespace regrow

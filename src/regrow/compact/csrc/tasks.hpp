@@ -1,0 +1,163 @@
+// What the plan hands to the kernels: plain records of pointers and sizes, shared by all compiled variants.
+//
+// A stored activation is an array of 64-byte lines; a line holds the same element of 16 (fp32), 32 (bf16) or 8 (fp64)
+// images, so that every kernel is a loop over lines and never needs a shuffle:
+//
+//        [tile][height][channel][width][lane]          lane: image = tile * lanes + lane
+//
+// An image of one pixel (a linear layer) would give tiles one line wide. There `width` counts image tiles instead:
+// up to eight tiles of images stand side by side as the columns of one row, and a linear layer is a 1x1 convolution.
+//
+// Invariant: lanes beyond the batch are zero in every stored tensor. Whoever adds a constant multiplies it by `mask`.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace regrow {
+
+constexpr int kLine = 64;       // bytes
+constexpr int kTileLines = 8;   // widest output tile
+constexpr int kStatistics = 3;  // vectors of partial sums a channel: sum, first product, second product
+
+enum class Dtype : int { Float32 = 0, BFloat16 = 1, Float64 = 2 };
+
+struct Shape {
+    int tiles, height, channels, width;
+    const char* mask;  // `width` lines of ones and zeros for the last tile; null when the batch fills it
+    size_t row_bytes() const { return size_t(channels) * width * kLine; }
+    size_t tile_bytes() const { return height * row_bytes(); }
+    size_t bytes() const { return tiles * tile_bytes(); }
+};
+
+// scale[c] * data + shift[c]; without scale the data themselves
+struct Term {
+    const char* data;
+    const void* scale;
+    const void* shift;
+};
+
+// A value that is never stored: dropout(relu(first + second)). It is computed whenever a row of it is read.
+struct View {
+    Shape shape;
+    Term first, second;  // second.data may be null
+    bool relu;
+    uint32_t keep;      // dropout: keep an element when its 32-bit hash is below `keep`; 0: no dropout
+    double keep_scale;  // 1 / (1 - probability)
+    uint64_t seed;
+    bool plain() const { return !first.scale && !second.data && !relu && !keep; }
+};
+
+// Gradient of a stored tensor: factor[0] * source[0] + factor[1] * source[1] + q * value + r  (q, r: batch norm's)
+struct GradientView {
+    Shape shape;
+    const char* source[2];
+    const void* factor[2];
+    const char* value;
+    const void* q;
+    const void* r;
+    char* store;  // where the sum is kept as well, when somebody else needs it; else null
+    bool stream;
+    bool plain() const { return !source[1] && !factor[0] && !value; }
+};
+
+// Where a step puts a row of values or gradients, and what it does on the way.
+struct Target {
+    Shape shape;
+    char* data;
+    const char* add;   // residual or earlier contribution, same shape; null: none
+    const void* bias;  // per channel; null: none
+    const View* gate;  // gradient of this view's argument: dropout and ReLU masks, batch norm's sums
+    bool statistics;
+    bool stream;  // past the caches
+};
+
+struct Geometry {
+    int kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
+};
+
+// Rows of one tensor kept hot: [channel][slot][pitch] lines, padded row r in slot r % rows, zero halo at both ends.
+// With a stride the columns lie phase by phase, so that a tile always reads neighbouring lines.
+struct RingShape {
+    int rows, pitch, phases, phase_pitch, left;
+    size_t channel_bytes() const { return size_t(rows) * pitch * kLine; }
+};
+
+// Alive weights in the order in which a kernel walks them. Segment (block q, row j) is
+// begin[q * block_stride + j * row_stride] up to the entry after it.
+struct Segments {
+    const uint32_t* begin;
+    int blocks, rows, block_stride, row_stride;
+    int shared;               // 1, or 4: four neighbouring rows have the same positions, weights lie [entry][4]
+    const uint16_t* offsets;  // entry k reads the input at offsets[k] * scale bytes behind the block's start
+    size_t variant;           // entries between the offsets for two neighbouring ring positions
+    size_t scale, block_bytes;
+    const void* weights;  // float, double or bf16 bits
+    size_t count;         // weights
+};
+
+struct ConvolutionForward {
+    Geometry geometry;
+    View input;
+    RingShape ring;
+    Segments forward;
+    Target output;
+};
+
+struct ConvolutionBackward {
+    Geometry geometry;
+    View input;
+    RingShape input_ring, gradient_ring;
+    GradientView gradient;
+    int gradient_first, gradient_last;  // rows of the output around input row t * stride that the kernels touch
+    Segments weight;                    // positions whose gradient is wanted; begin null: none
+    const Segments* transposed;         // stride_h * stride_w classes; null: no gradient for the input
+    Target target;
+};
+
+struct Pool {
+    bool maximum;
+    int kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w;
+    View input;
+    Target output;          // forward
+    GradientView gradient;  // backward
+    Target target;
+};
+
+// One thread's share: image tiles [first, last), its scratch memory and its private sums.
+struct Worker {
+    int first, last;
+    char* (*scratch)(void* owner, int slot, size_t bytes);  // zeroed when it grows
+    void* owner;
+    double* statistics;  // [channels][kStatistics], added to
+    void* weight_sums;   // grad-weight: float or double [entries], added to
+    double* bias_sums;   // grad-bias: [channels], added to
+};
+
+// Dense torch memory on the other side of a border.
+struct Border {
+    void* data;  // [batch][channels][height][width], contiguous; fp64 for fp64, else fp32
+    int batch, channels, height, width;
+    bool flat;  // one pixel: the stored tensor holds image tiles side by side
+};
+
+// The kernels of one compiled variant for one storage type.
+struct Kernels {
+    void (*convolution_forward)(const ConvolutionForward&, Worker&);
+    void (*convolution_backward)(const ConvolutionBackward&, Worker&);
+    void (*materialise)(const View&, const Target&, Worker&);
+    void (*gradient)(const GradientView&, const Target&, Worker&);
+    void (*pool_forward)(const Pool&, Worker&);
+    void (*pool_backward)(const Pool&, Worker&);
+    void (*flatten_forward)(const View&, const Target&, Worker&);
+    void (*flatten_backward)(const GradientView&, const Target&, Worker&);
+    void (*import_rows)(const Border&, const Target&, Worker&);
+    void (*export_rows)(const Border&, const View*, const GradientView*, Worker&);
+};
+
+struct Variant {
+    const char* name;
+    bool bfloat16_weights;  // bf16 kernels take bf16 weights (vdpbf16ps); else fp32 ones
+    Kernels float32, bfloat16, float64;
+};
+
+}  // namespace regrow

@@ -1,0 +1,56 @@
+// Which compiled variants this CPU can run, and which one is used.
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+
+#include "plan.hpp"
+
+namespace regrow {
+
+#define REGROW_DECLARE(name)      \
+    namespace name {              \
+    extern const Variant variant; \
+    }
+REGROW_DECLARE(baseline)
+#if defined(__x86_64__)
+REGROW_DECLARE(avx2)
+REGROW_DECLARE(avx512)
+#if defined(REGROW_HAS_BF16)
+REGROW_DECLARE(avx512_bf16)
+#endif
+#endif
+
+std::vector<const Variant*> runnable_variants() {  // fastest first
+    std::vector<const Variant*> list;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+#if defined(REGROW_HAS_BF16)
+    if (avx512 && __builtin_cpu_supports("avx512bf16"))
+        list.push_back(&avx512_bf16::variant);
+#endif
+    if (avx512)
+        list.push_back(&avx512::variant);
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        list.push_back(&avx2::variant);
+#endif
+    list.push_back(&baseline::variant);
+    return list;
+}
+
+const Variant* best_variant() {
+    const auto list = runnable_variants();
+    const char* wanted = std::getenv("REGROW_ISA");
+    if (!wanted || !*wanted)
+        return list.front();
+    std::string names;
+    for (const Variant* v : list) {
+        if (!strcmp(v->name, wanted))
+            return v;
+        names += names.empty() ? v->name : std::string(", ") + v->name;
+    }
+    throw std::invalid_argument(std::string("REGROW_ISA=") + wanted + ": this CPU runs " + names);
+}
+
+}  // namespace regrow

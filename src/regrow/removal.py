@@ -1,0 +1,202 @@
+"""Dead channels taken out of a net: the same outputs from smaller layers."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from regrow.channel_graph import CONVOLUTIONS, ChannelGraph, Use
+from regrow.layers import unwrap
+
+UNIFORM = 1e-9
+"""Relative spread, in double precision, under which an image counts as one value."""
+
+
+class Offset(nn.Module):
+    """Adds a fixed image: what removed channels with a constant value gave, where zero padding shows at the border."""
+
+    def __init__(self, offset: Tensor) -> None:
+        super().__init__()
+        self.offset: Tensor
+        self.register_buffer("offset", offset)
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch._assert(
+            x.shape[1:] == self.offset.shape[1:],
+            "this net was made smaller for inputs of one size: make it again with an example_input of the new size",
+        )
+        return x + self.offset
+
+
+def remove_dead_channels(model: nn.Module, masks: Mapping[str, Tensor], example_input: Any) -> nn.Module:
+    """A physically smaller copy with the same outputs in eval mode: channels that no longer carry anything are cut out.
+
+    A channel is removed where no weight reads it, or where every reader sees the same values whatever the input: all
+    weights that make it are dead. Batch norm, activations, pools, depthwise convolutions, sums, concatenation and
+    flatten are followed; a channel of a sum (residual nets) goes only if it may go in all its terms. The constant that
+    a removed channel still had, from a bias or batch norm's shift, moves into the bias of the layer that read it. Where
+    zero padding makes it differ at the border it moves into an image that is added there, and the net then takes inputs
+    of the example's size only.
+
+    Args:
+        model: a net of Conv1d/2d/3d, Linear, BatchNorm and the usual activations and pools, that torch.fx can trace.
+        masks: parameter name → bool tensor, ``sparsifier.masks``; weights without one are alive.
+        example_input: a tensor or a tuple of positional arguments, of the size that the net will see.
+
+    Returns:
+        A module of the same class without hooks or masks; ``model`` stays as it is. A ``forward`` with a fixed number
+        of channels in it will not do.
+
+    Raises:
+        ValueError: the net cannot be traced, dead channels run into an operation whose effect on channels is not known,
+            a mask does not fit, dead weights are not 0, or the outputs would differ.
+
+    Sundar & Dwaraknath 2021, supplementary, section 4 (where the time was derived, not measured).
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5))
+    >>> mask = torch.zeros(8, 3, 3, 3, dtype=torch.bool)
+    >>> mask[:2] = True
+    >>> _ = model[0].weight.data.mul_(mask)
+    >>> remove_dead_channels(model, {"0.weight": mask}, torch.zeros(1, 3, 8, 8))[3]
+    Linear(in_features=72, out_features=5, bias=True)
+    """
+    model = unwrap(model)
+    _check(model, masks)
+    arguments = example_input if type(example_input) is tuple else (example_input,)
+    small = copy.deepcopy(model)
+    modes = [(module, module.training) for module in small.modules()]
+    small.eval()
+    with torch.no_grad():
+        graph = _traced(small, masks)
+        trials = [arguments, tree_map_only(Tensor, _another, arguments)]
+        expected = [graph.run(*tree_map_only(Tensor, torch.clone, arguments)), small(*trials[1])]
+        removed = graph.removable()
+        for use in graph.uses:
+            _cut(small, graph, use, removed)
+        for trial, outputs in zip(trials, expected, strict=True):
+            _compare(outputs, small, trial)
+    for module, training in modes:
+        module.training = training
+    return small
+
+
+def _check(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    parameters = dict(model.named_parameters())
+    for name, mask in masks.items():
+        if name not in parameters or parameters[name].shape != mask.shape or mask.dtype != torch.bool:
+            raise ValueError(
+                f"masks['{name}'] is {mask.dtype} of shape {tuple(mask.shape)}; the model has no such weight: pass "
+                "sparsifier.masks of this model (detach a sparsifier with compact storage first)"
+            )
+        if bool((parameters[name].detach() * ~mask).any()):
+            raise ValueError(f"dead weights of '{name}' are not 0: call sparsifier.apply_masks(model) first")
+
+
+def _traced(model: nn.Module, masks: Mapping[str, Tensor]) -> ChannelGraph:
+    try:
+        return ChannelGraph(fx.symbolic_trace(model), masks)
+    except Exception as error:  # the user's forward runs on stand-ins, and may raise anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"the forward of {type(model).__name__} cannot be followed by torch.fx ({reason}): its branches must not "
+            "depend on the values of tensors"
+        ) from error
+
+
+def _cut(model: nn.Module, graph: ChannelGraph, use: Use, removed: set[int]) -> None:
+    """Takes the removed channels out of one module, and puts what they gave into its bias or beside it."""
+    module = model.get_submodule(use.name)
+    outputs = torch.tensor([i for i, atom in enumerate(use.outputs) if graph.atoms.root(atom) not in removed])
+    if isinstance(module, _BatchNorm):
+        module.num_features = len(outputs)
+        for name in ("weight", "bias"):
+            _keep(module, name, outputs)
+        for name in ("running_mean", "running_var"):
+            if getattr(module, name) is not None:
+                setattr(module, name, getattr(module, name)[outputs.to(getattr(module, name).device)])
+        return
+    assert isinstance(module, (*CONVOLUTIONS, nn.Linear))
+    _keep(module, "weight", outputs)
+    _keep(module, "bias", outputs)
+    gone = [] if use.inputs is None else [graph.atoms.root(atom) in removed for atom in use.inputs.atoms]
+    left = torch.tensor([i for i, away in enumerate(gone) if not away])
+    if isinstance(module, nn.Linear):
+        module.out_features = len(outputs)
+    else:
+        module.out_channels = len(outputs)
+    if not any(gone):
+        return
+    if not isinstance(module, nn.Linear) and module.groups > 1:
+        module.in_channels = module.groups = len(left)
+        return
+    given = _given(module, use, torch.tensor([i for i, away in enumerate(gone) if away]))
+    _keep(module, "weight", left, dim=1)
+    if isinstance(module, nn.Linear):
+        module.in_features = len(left)
+    else:
+        module.in_channels = len(left)
+    _add(model, use.name, module, given)
+
+
+def _keep(module: nn.Module, name: str, positions: Tensor, dim: int = 0) -> None:
+    old = getattr(module, name)
+    if old is not None and old.shape[dim] != len(positions):
+        kept = old.detach().index_select(dim, positions.to(old.device))
+        setattr(module, name, nn.Parameter(kept, requires_grad=old.requires_grad))
+
+
+def _given(module: nn.Module, use: Use, gone: Tensor) -> Tensor:
+    """What removed input channels add to the outputs, for one sample, in double precision."""
+    assert use.example is not None
+    gone = gone.to(use.example.device)
+    if isinstance(module, nn.Linear):
+        return nn.functional.linear(use.example[..., gone].double(), module.weight[:, gone].double())
+    assert isinstance(module, CONVOLUTIONS)
+    # The convolution's own padding mode, stride and dilation, with weights of our choice.
+    given: Tensor = module._conv_forward(use.example[:, gone].double(), module.weight[:, gone].double(), None)
+    return given.movedim(1, -1)
+
+
+def _add(model: nn.Module, name: str, module: Any, given: Tensor) -> None:
+    """Adds channels-last values to the bias if they are the same everywhere, else as an image."""
+    flat = given.flatten(0, -2)
+    low, high = flat.amin(dim=0), flat.amax(dim=0)
+    if not bool(given.any()):
+        return
+    if float((high - low).max()) <= UNIFORM * float(flat.abs().max()):
+        bias = flat[0].to(module.weight.dtype) if module.bias is None else (module.bias + flat[0]).to(module.bias.dtype)
+        module.bias = nn.Parameter(bias, requires_grad=module.weight.requires_grad)
+        return
+    offset = given if isinstance(module, nn.Linear) else given.movedim(-1, 1)
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, nn.Sequential(module, Offset(offset.to(module.weight.dtype))))
+
+
+def _another(value: Tensor) -> Tensor:
+    """Other numbers of the same kind: what a channel keeps over the example alone is no constant."""
+    if not value.is_floating_point():
+        return value.flip(tuple(range(value.dim())))
+    return torch.randn(value.shape, generator=torch.Generator().manual_seed(0)).to(value)
+
+
+def _compare(expected: Any, small: nn.Module, arguments: tuple[Any, ...]) -> None:
+    try:
+        found = small(*tree_map_only(Tensor, torch.clone, arguments))
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"the net does not run with fewer channels ({str(error).splitlines()[0]}): its forward has a fixed number "
+            "of channels in it; use nn.Flatten, x.flatten(1) or x.shape instead"
+        ) from error
+    for before, after in zip(tree_leaves(expected), tree_leaves(found), strict=True):
+        if isinstance(before, Tensor) and before.is_floating_point():
+            tolerance = 1000 * torch.finfo(before.dtype).eps * max(float(before.abs().max()), 1e-30)
+            difference = float((before - after).abs().max()) if before.shape == after.shape else float("inf")
+            if not difference <= tolerance:
+                raise ValueError(
+                    f"the smaller net's outputs differ by {difference:.3g} (allowed {tolerance:.3g}): an operation of "
+                    "the net mixes channels in a way that was not seen; please report it"
+                )

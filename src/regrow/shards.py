@@ -1,0 +1,50 @@
+"""Weights that several ranks share as pieces (DTensors, which FSDP2's ``fully_shard`` and tensor parallelism make).
+
+Every rank must call :func:`whole` for the same tensors in the same order; an ordinary tensor passes through untouched.
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from regrow.scores import Evidence
+
+
+def is_cut(tensor: Tensor) -> bool:
+    """Whether this rank holds a piece only."""
+    return hasattr(tensor, "full_tensor")  # no isinstance: importing DTensor takes longer than the library itself
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor put together from the pieces of all ranks, the same on each."""
+    return tensor.full_tensor() if is_cut(tensor) else tensor  # type: ignore[no-any-return,operator]
+
+
+def piece(tensor: Tensor) -> Tensor:
+    """This rank's piece, sharing memory with the tensor."""
+    return tensor.to_local() if is_cut(tensor) else tensor  # type: ignore[no-any-return,operator]
+
+
+def cut_like(tensor: Tensor, reference: Tensor) -> Tensor:
+    """This rank's piece of a tensor that every rank holds whole, cut as ``reference`` is; no rank talks to another."""
+    if not is_cut(reference):
+        return tensor
+    from torch.distributed.tensor import DTensor, Replicate
+
+    assert isinstance(reference, DTensor)
+    everywhere = [Replicate()] * reference.device_mesh.ndim
+    known = DTensor.from_local(tensor, reference.device_mesh, everywhere, run_check=False)
+    return known.redistribute(placements=reference.placements).clone()  # a piece would keep the whole alive
+
+
+class GatheredEvidence(Evidence):
+    """Evidence of cut tensors: each is put together when a score looks at it, and not kept."""
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        return whole(value) if isinstance(value, Tensor) else value
+
+
+def evidence_for(weight: Tensor) -> type[Evidence]:
+    """The kind of evidence that shows every tensor whole."""
+    return GatheredEvidence if is_cut(weight) else Evidence

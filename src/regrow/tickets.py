@@ -1,0 +1,282 @@
+"""Lottery tickets: iterative magnitude pruning around a training loop of your own, and its controls.
+
+The report's lottery needs no procedure: ``from_masks(sparsifier.masks)`` of a finished run of gradual pruning, attached
+to a net made again from the same seed.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from regrow.algorithm import select
+from regrow.attach import attach
+from regrow.layers import Layer, find_layers, unwrap
+from regrow.recipes import from_masks
+from regrow.saliency import largest
+from regrow.scores import uniform_numbers
+from regrow.snapshot import Snapshot, Stateful
+from regrow.stages import StageFolder, once
+from regrow.state import pack, unpack
+
+Scope = Literal["layer", "global"]
+
+
+@dataclass(frozen=True, eq=False)
+class Ticket:
+    """One level of iterative pruning, trained.
+
+    Attributes:
+        level: rounds of pruning that led to its masks; 0 is the dense net.
+        masks: parameter name → bool tensor on the CPU, True where alive; they lie within those of the level before.
+        start: where every level starts from, at the rewind step: ``start.restore()`` brings model, optimizer and the
+            others there (to the dense weights; attach ``from_masks(masks)`` to train the ticket again).
+        trained: the end of this level's training; ``trained.restore()``.
+    """
+
+    level: int
+    masks: dict[str, Tensor]
+    start: Snapshot
+    trained: Snapshot
+
+    @property
+    def density(self) -> float:
+        """Share of alive weights."""
+        return sum(int(mask.sum()) for mask in self.masks.values()) / sum(mask.numel() for mask in self.masks.values())
+
+
+def iterative_pruning(
+    model: nn.Module,
+    optimizer: Optimizer,
+    train: Callable[[int, int], object],
+    *,
+    total_steps: int,
+    levels: int,
+    rewind: int | float | None = 0,
+    fraction: float = 0.2,
+    scope: Scope = "global",
+    fine_tune_steps: int | None = None,
+    others: Sequence[Stateful] = (),
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] = (),
+    folder: str | os.PathLike[str] | None = None,
+) -> Iterator[Ticket]:
+    """IMP: train, prune the smallest weights, rewind, repeat; after L rounds floor((1 − fraction)^L · N) are alive.
+
+    Each level is yielded when it is trained, the model then holding its trained weights, plain and detached. Rewinding
+    brings back model, optimizer, ``others`` and torch's generators as they were at the rewind step, bit for bit.
+
+    Args:
+        model: the net, freshly initialised: its state at the call is step 0.
+        optimizer: over its parameters.
+        train: your loop over the steps first, first + 1, …, last − 1, as ``train(first, last)``. What changes besides
+            model and optimizer must follow from the step (the data, a learning rate) or be among ``others``.
+        total_steps: T, steps of a whole training.
+        levels: L, rounds of pruning after the dense training.
+        rewind: the step to go back to, 0 ≤ k < T; or that step as a share of T (a float under 1: 0.02); None keeps the
+            trained weights and fine-tunes them.
+        fraction: share of the alive weights pruned in each round.
+        scope: "global": one threshold over all layers, at least one weight alive in each; "layer": each its share.
+        fine_tune_steps: without rewinding, steps of every level after the first, counted on from T; by default T.
+        others: schedulers, generators, data loaders: anything with ``state_dict`` and ``load_state_dict``.
+        include: globs of layers, as for :func:`regrow.find_layers`.
+        exclude: globs of layers to leave dense.
+        folder: each level is written there when it is trained, and one that lies there is not trained again.
+
+    Raises:
+        ValueError: an argument is outside its range; a file in the folder is damaged or of another procedure.
+
+    Frankle & Carlin 2019, section 2; late rewinding: Frankle, Dziugaite, Roy & Carlin 2020, section 4.
+    """
+    names = find_layers(model, include, exclude)
+    parameters = dict(unwrap(model).named_parameters())
+    plan = _Plan.checked(total_steps, levels, rewind, fraction, scope, fine_tune_steps)
+    settings = {**asdict(plan), "layers": {name: list(layer.shape) for name, layer in names.items()}}
+    settings["initial weights"] = _checksum([parameters[name] for name in names])
+    del settings["levels"]  # a folder can take more of them
+    store = None if folder is None else StageFolder(Path(folder), settings)
+
+    def train_sparse(masks: Mapping[str, Tensor], first: int, last: int) -> None:
+        sparsifier = attach(model, optimizer, from_masks(masks), include=include, exclude=exclude)
+        try:
+            train(first, last)
+        finally:
+            sparsifier.detach()
+
+    objects: tuple[Stateful, ...] = (unwrap(model), optimizer, *others)
+    return _levels(plan, objects, names, train, train_sparse, Snapshot(*objects), store)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    total_steps: int
+    levels: int
+    rewind_step: int
+    fraction: float
+    scope: Scope
+    fine_tune_steps: int | None
+
+    @classmethod
+    def checked(
+        cls,
+        total_steps: int,
+        levels: int,
+        rewind: int | float | None,
+        fraction: float,
+        scope: Scope,
+        fine_tune_steps: int | None,
+    ) -> "_Plan":
+        step = rewind_step(rewind, total_steps)
+        if levels < 0 or not 0 < fraction < 1:
+            raise ValueError(f"levels is {levels}, fraction is {fraction}; expected 0 or more, and a share in (0, 1)")
+        if scope not in ("layer", "global"):
+            raise ValueError(f"scope is {scope!r}; expected 'layer' or 'global'")
+        if fine_tune_steps is not None and (rewind is not None or fine_tune_steps < 1):
+            raise ValueError(f"fine_tune_steps is {fine_tune_steps}; expected at least 1, and rewind=None beside it")
+        tuning = None if rewind is not None else fine_tune_steps or total_steps
+        return cls(total_steps, levels, step, fraction, scope, tuning)
+
+    def steps(self, level: int) -> tuple[int, int]:
+        """First step of a level's training, and the one after its last."""
+        if level == 0 or self.fine_tune_steps is None:
+            return self.rewind_step, self.total_steps
+        first = self.total_steps + (level - 1) * self.fine_tune_steps
+        return first, first + self.fine_tune_steps
+
+
+def _levels(
+    plan: _Plan,
+    objects: tuple[Stateful, ...],
+    layers: Mapping[str, Layer],
+    train_dense: Callable[[int, int], object],
+    train_sparse: Callable[[Mapping[str, Tensor], int, int], object],
+    initial: Snapshot,
+    store: StageFolder | None,
+) -> Iterator[Ticket]:
+    def begin() -> dict[str, Any]:
+        initial.restore()
+        if plan.rewind_step:
+            train_dense(0, plan.rewind_step)
+        return {"snapshot": Snapshot(*objects).state}
+
+    def whole_level(origin: Snapshot, masks: Mapping[str, Tensor], level: int) -> dict[str, Any]:
+        origin.restore()
+        train_sparse(masks, *plan.steps(level))
+        return {"snapshot": Snapshot(*objects).state, "masks": {name: pack(mask) for name, mask in masks.items()}}
+
+    start = trained = Snapshot.of_state(once(store, "start", begin)["snapshot"], *objects)
+    masks = {name: torch.ones(layer.shape, dtype=torch.bool) for name, layer in layers.items()}
+    for level in range(plan.levels + 1):
+        if level:
+            weights = trained.state["objects"][0]
+            masks = prune_by_magnitude(weights, masks, (1 - plan.fraction) ** level, scope=plan.scope)
+        origin = start if plan.fine_tune_steps is None else trained
+        saved = once(store, f"level-{level:02d}", partial(whole_level, origin, masks, level))
+        masks = {name: unpack(packed, layers[name].shape) for name, packed in saved["masks"].items()}
+        trained = Snapshot.of_state(saved["snapshot"], *objects)
+        trained.restore()
+        yield Ticket(level, masks, start, trained)
+
+
+def rewind_step(rewind: int | float | None, total_steps: int) -> int:
+    """The step that is meant by a step, a share of all steps, or None (then 0).
+
+    >>> rewind_step(0.02, 1000), rewind_step(100, 1000)
+    (20, 100)
+    """
+    if total_steps < 1:
+        raise ValueError(f"total_steps is {total_steps}; expected the steps of a whole training")
+    if rewind is None:
+        return 0
+    if isinstance(rewind, float) and 0 <= rewind < 1:
+        return round(rewind * total_steps)
+    if isinstance(rewind, float) or not 0 <= rewind < total_steps:
+        raise ValueError(
+            f"rewind is {rewind!r}; expected a step from 0 to {total_steps - 1}, a share of them such as 0.02, or None"
+        )
+    return rewind
+
+
+def prune_by_magnitude(
+    weights: Mapping[str, Tensor], masks: Mapping[str, Tensor], density: float, *, scope: Scope = "global"
+) -> dict[str, Tensor]:
+    """The largest |w| among the alive, so many that floor(density · N) weights are left; exact whatever the ties.
+
+    Args:
+        weights: parameter name → tensor, a ``state_dict()`` for example.
+        masks: who is alive now; the result lies within.
+        density: of all N weights of the masks, not of those alive.
+        scope: "global": one threshold over all layers, at least one weight alive in each; "layer": floor(density · N_l)
+            in each layer, at least one.
+
+    Raises:
+        ValueError: the masks have fewer weights alive than that; a weight is missing or not finite.
+
+    >>> masks = {"a": torch.ones(5, dtype=torch.bool)}
+    >>> prune_by_magnitude({"a": torch.tensor([3.0, -5.0, 1.0, 1.0, 2.0])}, masks, 0.8)["a"].tolist()
+    [True, True, True, False, True]
+    """
+    for name, mask in masks.items():
+        if name not in weights or weights[name].shape != mask.shape or not bool(weights[name].isfinite().all()):
+            raise ValueError(f"weights['{name}'] must be finite and of shape {tuple(mask.shape)}, as its mask is")
+    scores = {name: weights[name].detach().to(mask.device).abs() for name, mask in masks.items()}
+    sizes = {name: mask.numel() for name, mask in masks.items()}
+    alive = {name: int(mask.sum()) for name, mask in masks.items()}
+    if scope == "global":
+        count = max(len(masks), _floor(density * sum(sizes.values())))
+        _check_alive(sum(alive.values()), count, density)
+        return largest(scores, count, masks)
+    counts = {name: max(1, _floor(density * size)) for name, size in sizes.items()}
+    for name, count in counts.items():
+        _check_alive(alive[name], count, density)
+    return {name: select(scores[name], counts[name], mask) for name, mask in masks.items()}
+
+
+def shuffle_masks(masks: Mapping[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
+    """Every layer's mask permuted at random: as many weights, other places. A function of (seed, layer name).
+
+    The control of Frankle, Dziugaite, Roy & Carlin 2021 ("Pruning neural networks at initialization"), section 5.
+    """
+    shuffled = {}
+    for name, mask in masks.items():
+        order = uniform_numbers((mask.numel(),), seed=seed, step=0, name=f"shuffle {name}").argsort()
+        shuffled[name] = mask.flatten()[order.to(mask.device)].view(mask.shape)
+    return shuffled
+
+
+def reinitialized(build: Callable[[], nn.Module], seed: int) -> dict[str, Tensor]:
+    """The state of a fresh net from another seed: with a ticket's masks, the control "random re-initialisation".
+
+    Args:
+        build: makes the net from torch's generator, which is left as it was.
+        seed: of the new weights.
+
+    Frankle & Carlin 2019, section 2.
+    """
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=gpus):
+        torch.manual_seed(seed)
+        return dict(build().state_dict())
+
+
+def _checksum(weights: Sequence[Tensor]) -> int:
+    """Tells one initialisation from another: a sum of bytes does not depend on the order of summation."""
+    sums = [int(weight.detach().contiguous().view(torch.uint8).sum(dtype=torch.int64)) for weight in weights]
+    return sum(position * value for position, value in enumerate(sums, start=1))
+
+
+def _floor(count: float) -> int:
+    # 0.7 ** 2 * 100 is 48.99999999999999 in floats, and 49 weights are meant.
+    return math.floor(count + 1e-6)
+
+
+def _check_alive(alive: int, count: int, density: float) -> None:
+    if count > alive:
+        raise ValueError(f"density {density} asks for {count} weights, but {alive} are alive: ask for less")

@@ -1,0 +1,300 @@
+"""Sparse training of neural networks: train a run, do a study, count FLOPs, rebuild a report."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from regrow_lab import store
+from regrow_lab.config import RunConfig
+from regrow_lab.launch import WorkerError, default_workers, launch
+from regrow_lab.progress import bytes_bar, epoch_lines, outcome, progress_for
+from regrow_lab.studies import study_runs
+
+# torch takes seconds to import: only a command that needs it imports it, inside its run().
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train one run in its folder under OUT/runs; a run that was stopped goes on, a finished one is only shown."""
+
+    config: Annotated[RunConfig, tyro.conf.arg(name="")]
+    out: Path = Path("runs/train")
+    """Folder for the runs."""
+    device: str = "cpu"
+    """Where the net and the data live, in torch's words: cpu, cuda, cuda:1."""
+    threads: int = 1
+    """Threads on the CPU. Another number may give other last digits."""
+    checkpoint_seconds: float = 30.0
+    """Time between two checkpoints."""
+
+    def run(self) -> int:
+        """Train, with a line an epoch."""
+        config, console = self.config, Console(highlight=False)
+        if config.method != "dense" and not config.sparsity:
+            raise ValueError(f"method {config.method} needs a sparsity: add --sparsity 0.9, or choose --method dense")
+        if self.threads < 1:
+            raise ValueError(f"threads must be 1 or more, given {self.threads}")
+        import torch
+
+        from regrow_lab.train import train
+
+        torch.set_num_threads(self.threads)
+        folder = store.run_folder(self.out, config)
+        try:
+            with epoch_lines(console, config.epochs * config.multiplier) as (report, pulse):
+                result = train(
+                    config,
+                    self.out,
+                    device=self.device,
+                    checkpoint_seconds=self.checkpoint_seconds,
+                    keep_weights=True,
+                    report=report,
+                    pulse=pulse,
+                )
+        except store.ClaimedError as claimed:
+            print(f"regrow: {claimed}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print(f"regrow: stopped; the same command goes on from the last checkpoint in {folder}", file=sys.stderr)
+            return 130
+        console.print(f"{config.run_id}  test accuracy {outcome(result).strip()}\n{folder}", soft_wrap=True)
+        return 0
+
+
+@dataclass(frozen=True)
+class Study:
+    """Do a study on all cores, print its table and write its report; one that was stopped goes on."""
+
+    name: tyro.conf.Positional[str]
+    """The study: digits."""
+    seeds: int = 3
+    """Seeds of every setting, from 0."""
+    workers: int = field(default_factory=default_workers)
+    """Processes, one thread each; by default one a core."""
+    out: Path | None = None
+    """Folder for the study. By default runs/NAME."""
+    device: str = "cpu"
+    """Where the nets and the data live, in torch's words: cpu, cuda, cuda:1."""
+    checkpoint_seconds: float = 30.0
+    """Time between two checkpoints of a run."""
+
+    def run(self) -> int:
+        """Train what is not finished yet, then write the report."""
+        runs = study_runs(self.name, self.seeds)
+        if self.workers < 1:
+            raise ValueError(f"workers must be 1 or more, given {self.workers}")
+        if self.device != "cpu":
+            from regrow_lab.machine import device_named
+
+            device_named(self.device)
+        out = Path("runs") / self.name if self.out is None else self.out
+        store.open_study(out, self.name, self.seeds)
+        began = time.monotonic()
+        try:
+            done = launch(
+                runs,
+                out,
+                workers=self.workers,
+                progress=progress_for(Console()),
+                device=self.device,
+                checkpoint_seconds=self.checkpoint_seconds,
+            )
+        except WorkerError as error:
+            print(f"regrow: {error}; the same command goes on once that is mended", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            finished = sum(store.is_finished(store.run_folder(out, config)) for config in runs)
+            print(
+                f"regrow: stopped with {finished} of {len(runs)} runs finished; the same command goes on from there",
+                file=sys.stderr,
+            )
+            return 130
+        _print_report(out)
+        print(
+            f"{len(runs)} runs: {done.before} finished before, {done.finished} now in "
+            f"{time.monotonic() - began:.0f} s on {self.workers} workers, {len(done.failed)} failed"
+        )
+        for run_id in done.diverged:
+            print(f"diverged: {run_id}")
+        for run_id, why in done.failed.items():
+            print(f"regrow: {run_id} failed: {why}", file=sys.stderr)
+        return 1 if done.failed else 0
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Count the FLOPs of a model, dense and sparse, for one sample and for training, without training it."""
+
+    model: tyro.conf.Positional[str]
+    """The model, by name."""
+    sparsity: float | None = None
+    """Share of zero weights. By default 0.9 (0 for dense)."""
+    distribution: str | None = None
+    """uniform, er or erk. By default erk where the method takes one."""
+    method: str = "rigl"
+    """The method, by name."""
+    every: int = 100
+    """Steps between two updates of the masks (dT)."""
+    total_steps: int = 88_000
+    """Steps of the whole training, which gradual pruning averages over."""
+    pruning_start: float = 700 / 88_000
+    """Share of the training before gradual pruning begins."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> int:
+        """Print the numbers."""
+        sparsity = self.sparsity if self.sparsity is not None else 0.0 if self.method == "dense" else 0.9
+        config = RunConfig(
+            model=self.model,
+            method=self.method,
+            sparsity=sparsity,
+            distribution=self.distribution,
+            every=self.every,
+            pruning_start=self.pruning_start,
+        )
+        if self.total_steps < 1:
+            raise ValueError(f"total_steps must be 1 or more, given {self.total_steps}")
+        from regrow_lab.accounting import account, in_words
+
+        counted = account(config, self.total_steps)
+        print(json.dumps(counted) if self.json else in_words(counted))
+        return 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """Rebuild the tables and figures of a folder of runs from what is stored in it."""
+
+    directory: tyro.conf.Positional[Path]
+    """Folder that `regrow study` or `regrow train` wrote."""
+
+    def run(self) -> int:
+        """Write the report and print its table."""
+        _print_report(self.directory)
+        return 0
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Download a data set, after you asked for it here; one that broke off goes on, and its checksum is checked."""
+
+    name: tyro.conf.Positional[str]
+    """The data set: cifar10, cifar100, mnist or fashion-mnist."""
+    to: Path | None = None
+    """Folder of all data. By default $REGROW_DATA, else ~/data."""
+
+    def run(self) -> int:
+        """Fetch every file of it."""
+        from regrow_lab.data.fetch import fetch
+        from regrow_lab.data.sets import IMAGE_SETS
+        from regrow_lab.data.source import data_root
+
+        offered = {name: known.downloads for name, known in IMAGE_SETS.items() if known.downloads}
+        if self.name not in offered:
+            raise ValueError(f"there is no download of {self.name!r}: choose one of {', '.join(offered)}")
+        root = data_root() if self.to is None else self.to
+        for download in offered[self.name]:
+            with bytes_bar(Console(), download.name) as progress:
+                path = fetch(download, root, progress)
+            print(f"{path}: checksum right")
+        return 0
+
+
+@dataclass(frozen=True)
+class List:
+    """Say which data sets there are, and where those lie that are on this machine."""
+
+    def run(self) -> int:
+        """Print a line a data set."""
+        from regrow_lab.data import TINY_SHAKESPEARE
+        from regrow_lab.data.sets import IMAGE_SETS
+        from regrow_lab.data.source import data_root
+
+        root = data_root()
+        print(f"{'digits':<16} {'with scikit-learn':<24} always there")
+        for name, known in IMAGE_SETS.items():
+            try:
+                source = known.find(root)
+                where = f"{source.what} in {source.folder}"
+            except ValueError as error:
+                where = "not there" if " is not in " in str(error) else str(error)
+            print(f"{name:<16} {known.title:<24} {where}")
+        there = any((root / f"{TINY_SHAKESPEARE}{ending}").exists() for ending in (".txt", "/input.txt"))
+        print(f"{TINY_SHAKESPEARE:<16} {'text, bytes':<24} {f'in {root}' if there else 'not there'}")
+        print(f"Any image folder or .txt file in {root} is one too, by its name.")
+        return 0
+
+
+@dataclass(frozen=True)
+class Data:
+    """Data sets: what there is, and downloads."""
+
+    action: Annotated[
+        Annotated[Fetch, tyro.conf.subcommand("fetch")] | Annotated[List, tyro.conf.subcommand("list")],
+        tyro.conf.arg(name=""),
+    ]
+
+    def run(self) -> int:
+        """Do it."""
+        return self.action.run()
+
+
+Command = (
+    Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Study, tyro.conf.subcommand("study")]
+    | Annotated[Flops, tyro.conf.subcommand("flops")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Data, tyro.conf.subcommand("data")]
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line: returns 0, 1 where a run failed, 2 for a slip of the user, 130 where it was interrupted."""
+    try:
+        return _parse(arguments).run()
+    except ValueError as error:
+        print(f"regrow: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("regrow: stopped", file=sys.stderr)
+        return 130
+
+
+def _parse(arguments: Sequence[str] | None) -> Train | Study | Flops | Report | Data:
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(Command, prog="regrow", description=__doc__, args=arguments)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ValueError(_without_box(complaint.getvalue())) from None
+
+
+def _without_box(text: str) -> str:
+    """What tyro says in a box of several lines and ruled-off parts, as one line."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    lines = [line.strip("│╰╯ ") for line in plain.splitlines()[1:]]
+    parts = (" ".join(part) for is_rule, part in groupby(lines, lambda line: not line.strip("─-")) if not is_rule)
+    return "; ".join(part.rstrip(".") for part in parts)
+
+
+def _print_report(directory: Path) -> None:
+    from regrow_lab.report import write_report
+
+    print(write_report(directory))
+    print(f"report: {directory / 'report'}")

@@ -1,0 +1,174 @@
+"""What one training run is: a frozen record whose identity is the hash of what differs from the defaults.
+
+Nothing here imports torch, so the command line can answer at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+DISTRIBUTIONS = ("uniform", "er", "erk")
+SCHEDULES = ("cosine", "constant", "step", "one-cycle")
+OPTIMIZERS = ("sgd", "adam", "adamw")
+AUGMENTATIONS = ("none", "crop-flip", "resized-crop-flip")
+PRECISIONS = ("float32", "bf16")
+WITHOUT_DISTRIBUTION = ("dense", "small-dense", "snip", "pruning")
+WITH_DISTRIBUTION = ("static", "set", "rigl", "snfs", "rigl-sg", "rigl-sm")
+METHODS = WITHOUT_DISTRIBUTION + WITH_DISTRIBUTION
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run. Two runs with equal fields are the same run and share one folder.
+
+    The defaults are the dense run of the digits study.
+
+    >>> RunConfig(method="rigl", sparsity=0.95).run_id
+    'rigl-erk-s0.95-seed0-'
+    """
+
+    model: str = "lenet-300-100"
+    """Network, by name."""
+    data: str = "digits"
+    """Data set, by name."""
+    method: str = "dense"
+    """dense, small-dense, static, set, rigl, snfs, rigl-sg, rigl-sm, pruning or snip."""
+    sparsity: float = 0.0
+    """Share of the weights that are zero, in [0, 1)."""
+    distribution: str | None = None
+    """How the sparsity is shared among the layers: uniform, er or erk (taken where none is given); none for dense,
+    small-dense, snip and pruning."""
+    multiplier: int = 1
+    """Training length as a multiple of `epochs`: 2 for a 2x run. Stretches the learning rate schedule and the last
+    update, not `every` nor `drop_fraction`."""
+    seed: int = 0
+    """Seed of the initial weights, the masks and the order of the data."""
+    epochs: int = 60
+    """Passes over the training data, before the multiplier."""
+    batch_size: int = 64
+    """Samples a step; the last batch of an epoch may be smaller."""
+    learning_rate: float = 0.1
+    """Learning rate; what `schedule` and the warm-up say is a share of it."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    nesterov: bool = False
+    """Nesterov's form of the momentum."""
+    weight_decay: float = 5e-4
+    """L2 penalty of the parameters with two dimensions or more; the others have none."""
+    schedule: str = "cosine"
+    """Learning rate over the steps: cosine (to 0), constant, step (× `decay` every `decay_steps`), or one-cycle (up
+    from 1/25 over 30 % of the steps, then to 0)."""
+    every: int = 20
+    """Steps between two updates of the masks (dT)."""
+    drop_fraction: float = 0.3
+    """Share of the alive weights that the first update replaces (alpha)."""
+    stop: float = 0.75
+    """Share of the training after which the masks stay as they are (T_end / T)."""
+    pruning_start: float = 0.05
+    """Share of the training before gradual pruning begins."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises from 0, linearly; not stretched by the multiplier."""
+    decay_steps: int = 30_000
+    """Steps between two decays of the schedule step, before the multiplier."""
+    decay: float = 0.2
+    """Factor of a decay of the schedule step."""
+    optimizer: str = "sgd"
+    """sgd, adam or adamw. Momentum and Nesterov's form are of sgd alone."""
+    clip: float = 0.0
+    """Largest norm of the whole gradient; longer ones are shortened to it. 0 for no limit."""
+    label_smoothing: float = 0.0
+    """Share of each training label that is spread over all classes, in [0, 1)."""
+    augmentation: str = "none"
+    """Random changes of training images: none, crop-flip (reflect-pad 4, crop, flip) or resized-crop-flip."""
+    validation: int = 0
+    """Training samples that are held out to be measured at the end, the same for every seed."""
+    image_size: int = 0
+    """Side in pixels to which the images of a folder are scaled and cut; 0 leaves them as they are."""
+    sequence_length: int = 512
+    """Characters in a sample of a text."""
+    precision: str = "float32"
+    """float32, or bf16: autocast of the forward pass."""
+    compiled: bool = False
+    """Have torch.compile compile the forward and backward pass."""
+
+    def __post_init__(self) -> None:
+        _one_of("method", self.method, METHODS)
+        _one_of("schedule", self.schedule, SCHEDULES)
+        _one_of("optimizer", self.optimizer, OPTIMIZERS)
+        _one_of("augmentation", self.augmentation, AUGMENTATIONS)
+        _one_of("precision", self.precision, PRECISIONS)
+        if not 0 <= self.sparsity < 1:
+            raise ValueError(f"sparsity {self.sparsity:g} is outside [0, 1): give the share of zero weights, e.g. 0.9")
+        if self.method == "dense" and self.sparsity:
+            raise ValueError(
+                f"method dense takes no sparsity, given {self.sparsity:g}: leave it out or choose a sparse method"
+            )
+        if self.method in WITH_DISTRIBUTION:
+            if self.distribution is None:
+                object.__setattr__(self, "distribution", "erk")
+            _one_of("distribution", self.distribution, DISTRIBUTIONS)
+        elif self.distribution is not None:
+            raise ValueError(f"method {self.method} takes no distribution, given {self.distribution!r}: leave it out")
+        for name in ("multiplier", "epochs", "batch_size", "every", "decay_steps", "sequence_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, given {getattr(self, name)}")
+        for name in ("learning_rate", "momentum", "weight_decay", "clip"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a finite number, 0 or more, given {value}")
+        for name in ("drop_fraction", "stop", "pruning_start", "decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], given {getattr(self, name)}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must lie in [0, 1), given {self.label_smoothing}")
+        for name in ("seed", "warmup_steps", "validation", "image_size"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, given {getattr(self, name)}")
+        if self.nesterov and self.optimizer != "sgd":
+            raise ValueError(f"nesterov is of sgd alone, the optimizer is {self.optimizer}: leave it out")
+
+    @property
+    def run_id(self) -> str:
+        """A readable name and a hash of the fields that differ from the defaults: the name of the run's folder."""
+        different = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        }
+        digest = hashlib.sha256(json.dumps(different, sort_keys=True).encode()).hexdigest()[:8]
+        words = [
+            self.method,
+            f"{self.multiplier}x" if self.multiplier > 1 else "",
+            self.distribution or "",
+            f"s{self.sparsity:g}" if self.sparsity else "",
+            f"seed{self.seed}",
+            digest,
+        ]
+        return "-".join(word for word in words if word)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field by name, as config.json holds it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> RunConfig:
+        """The record of `to_dict`; fields that it leaves out keep their defaults.
+
+        Raises ValueError for a field that this version does not know.
+        """
+        unknown = sorted(fields.keys() - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(
+                f"unknown field {', '.join(unknown)} in a run's configuration: written by another version?"
+            )
+        return cls(**fields)
+
+
+def _one_of(what: str, given: object, known: tuple[str, ...]) -> None:
+    if given not in known:
+        raise ValueError(f"unknown {what} {given!r}: choose one of {', '.join(known)}")

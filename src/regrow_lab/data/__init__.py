@@ -1,0 +1,234 @@
+"""The data sets, by name: whole on the device, or streamed where they are too large for it."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from regrow_lab.config import RunConfig
+from regrow_lab.data.augment import AUGMENTATIONS
+from regrow_lab.data.batches import Images, Parts, Pixels, StreamedImages, Vectors, Windows, held_out
+from regrow_lab.data.cache import decoded
+from regrow_lab.data.digits import digits
+from regrow_lab.data.folder import ImageFolder, Listing, decode_file, find_image_folder, list_images
+from regrow_lab.data.hugging_face import find_hugging_face
+from regrow_lab.data.sets import IMAGE_SETS
+from regrow_lab.data.source import FourTensors, Source, data_root
+
+TINY_SHAKESPEARE = "tinyshakespeare"
+TEXT_TRAIN_SHARE = 0.9
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Inputs (a sample a row) and labels (int64) of the training and the test part, on one device.
+
+    Inputs are float32 vectors; or uint8 images, N × height × width × channels, with the mean and the standard deviation
+    of each channel for pixels in [0, 1].
+    """
+
+    train_inputs: Tensor
+    train_labels: Tensor
+    test_inputs: Tensor
+    test_labels: Tensor
+    name: str = "digits"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        """Number of labels."""
+        return int(self.train_labels.max()) + 1
+
+    def parts(self, config: RunConfig) -> Parts:
+        """What a run trains on. Raises ValueError for augmentation of what is no image, and too much held out."""
+        pixels = None
+        if self.train_inputs.dim() == 4:
+            pixels = Pixels(self.mean, self.std, AUGMENTATIONS[config.augmentation])
+        else:
+            _only_for_images(config, self.name)
+
+        def part(inputs: Tensor, labels: Tensor, *, augmented: bool = False) -> Vectors | Images:
+            if pixels is None:
+                return Vectors(inputs, labels)
+            return Images(inputs, labels, pixels if augmented else replace(pixels, augmentation=None))
+
+        inputs, labels, validation = self.train_inputs, self.train_labels, None
+        if config.validation:
+            kept, held = held_out(len(labels), config.validation, config.data)
+            validation = part(inputs[held.to(inputs.device)], labels[held.to(inputs.device)])
+            inputs, labels = inputs[kept.to(inputs.device)], labels[kept.to(inputs.device)]
+        train, test = part(inputs, labels, augmented=True), part(self.test_inputs, self.test_labels)
+        example, _ = next(test.batches(torch.zeros(1, dtype=torch.int64), 1))
+        return Parts(train, validation, test, self.num_classes, example)
+
+
+@dataclass(frozen=True)
+class Text:
+    """Training and test part of a text as bytes (uint8), on one device."""
+
+    train: Tensor
+    test: Tensor
+    name: str
+
+    def parts(self, config: RunConfig) -> Parts:
+        """Windows of `sequence_length` bytes; validation is the number of windows held out, from the end.
+
+        Raises ValueError for augmentation, and for a text that is too short.
+        """
+        _only_for_images(config, self.name)
+        length = config.sequence_length
+        kept = len(self.train) - config.validation * length
+        if min(kept, len(self.test)) < 2 * length:
+            raise ValueError(
+                f"data {self.name} has {len(self.train):,} + {len(self.test):,} bytes, too few for windows of {length} "
+                f"with {config.validation} held out: give a smaller sequence_length"
+            )
+        validation = Windows(self.train[kept:], length, moving=False) if config.validation else None
+        test = Windows(self.test, length, moving=False)
+        example, _ = next(test.batches(torch.zeros(1, dtype=torch.int64), 1))
+        return Parts(Windows(self.train[:kept], length, moving=True), validation, test, 256, example, is_text=True)
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """An image folder that is too large for the memory: decoded while the net trains."""
+
+    folder: ImageFolder
+    image_size: int
+    device: torch.device
+    name: str
+
+    def parts(self, config: RunConfig) -> Parts:
+        """What a run trains on. Raises ValueError if too much is held out."""
+        pixels = Pixels(IMAGENET_MEAN, IMAGENET_STD)
+
+        def part(listing: Listing, pixels: Pixels = pixels) -> StreamedImages:
+            return StreamedImages(listing, self.image_size, pixels, self.device)
+
+        kept, held = held_out(len(self.folder.train.files), config.validation, self.name)
+        train = _chosen(self.folder.train, kept)
+        augmented = replace(pixels, augmentation=AUGMENTATIONS[config.augmentation])
+        validation = part(_chosen(self.folder.train, held)) if config.validation else None
+        test, num_classes = part(self.folder.test), len(self.folder.classes)
+        first = decode_file(self.folder.test.files[0], self.image_size).unsqueeze(0).to(self.device)
+        example = pixels.inputs(first, torch.zeros(1, dtype=torch.int64, device=self.device))
+        return Parts(part(train, augmented), validation, test, num_classes, example)
+
+
+def _chosen(listing: Listing, numbers: Tensor) -> Listing:
+    chosen = numbers.tolist()
+    return Listing(
+        tuple(listing.files[number] for number in chosen), tuple(listing.labels[number] for number in chosen)
+    )
+
+
+def _only_for_images(config: RunConfig, name: str) -> None:
+    if config.augmentation != "none":
+        raise ValueError(f"augmentation {config.augmentation} is for images, data {name} has none: leave it out")
+
+
+AnyData = Dataset | Text | ImageFiles
+
+DATASETS: dict[str, Callable[[], FourTensors]] = {"digits": digits}
+"""Data that needs no files."""
+
+
+def title_of(name: str) -> str:
+    """The data set as a table names it."""
+    return IMAGE_SETS[name].title if name in IMAGE_SETS else name
+
+
+def load_data(name: str, device: torch.device, image_size: int = 0) -> AnyData:
+    """The data set `name` on `device`; read once a process, and decoded once for all.
+
+    Args:
+        name: digits, one of IMAGE_SETS, tinyshakespeare, or the name of an image folder or a .txt file under the data
+            root ($REGROW_DATA, else ~/data).
+        device: where it will live.
+        image_size: side in pixels to which the images of a folder are scaled; 0 leaves them as they are.
+
+    Raises:
+        ValueError: there is no such data set, its files are missing, truncated or not the published ones.
+    """
+    return _load(name, device, image_size, data_root())
+
+
+@functools.cache
+def _load(name: str, device: torch.device, image_size: int, root: Path) -> AnyData:
+    if name in DATASETS:
+        return Dataset(*_on(device, DATASETS[name]()), name=name)
+    if name in IMAGE_SETS:
+        image_set = IMAGE_SETS[name]
+        source = image_set.find(root)
+        found = decoded(name, source)
+        image_set.check(found, source)
+        return Dataset(*_on(device, found.tensors), name=name, mean=image_set.mean, std=image_set.std)
+    if name == TINY_SHAKESPEARE or name.endswith(".txt"):
+        return _load_text(name, device, root)
+    return _load_folder(name, device, image_size, root)
+
+
+def _on(device: torch.device, tensors: FourTensors) -> FourTensors:
+    train_inputs, train_labels, test_inputs, test_labels = tensors
+    return train_inputs.to(device), train_labels.to(device), test_inputs.to(device), test_labels.to(device)
+
+
+def _load_text(name: str, device: torch.device, root: Path) -> Text:
+    names = (f"{name}.txt", f"{name}/input.txt", f"{name}/{name}.txt") if name == TINY_SHAKESPEARE else (name,)
+    path = next((root / file for file in names if (root / file).is_file()), None)
+    if path is None:
+        raise ValueError(
+            f"{name} is not in {root} (looked for {', '.join(names)}): put it there, or set REGROW_DATA to the folder "
+            "that holds it"
+        )
+    content = torch.frombuffer(bytearray(path.read_bytes() or b"\0"), dtype=torch.uint8).to(device)
+    border = int(TEXT_TRAIN_SHARE * len(content))
+    return Text(content[:border], content[border:], name)
+
+
+def _load_folder(name: str, device: torch.device, image_size: int, root: Path) -> Dataset | ImageFiles:
+    folder = root / name
+    source = _find_folder(folder, image_size)
+    if source is None:
+        known = ", ".join([*DATASETS, *IMAGE_SETS, TINY_SHAKESPEARE])
+        what = "has no train/CLASS/ with images" if folder.is_dir() else "does not exist"
+        raise ValueError(f"unknown data {name!r}: choose one of {known}, or an image folder ({folder} {what})")
+    if source.what == "image folder":
+        listed = list_images(folder)
+        first = decode_file(listed.train.files[0], image_size)
+        if len(source.files) * first.numel() > memory_limit(device):
+            return ImageFiles(listed, image_size, device, name)
+    found = decoded(f"{folder}-{image_size}", source)
+    mean, std = _statistics(found.train_images)
+    return Dataset(*_on(device, found.tensors), name=name, mean=mean, std=std)
+
+
+def _find_folder(folder: Path, image_size: int) -> Source | None:
+    if not folder.is_dir():
+        return None
+    return find_image_folder(folder, image_size) or find_hugging_face(folder)
+
+
+def memory_limit(device: torch.device) -> int:
+    """Bytes that a data set may take on `device`: half of the machine's memory, or of what is free on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 2
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, for pixels in [0, 1]; exact, by counting values."""
+    values = torch.arange(256, dtype=torch.float64) / 255
+    counts = [images[..., channel].flatten().bincount(minlength=256).double() for channel in range(images.shape[3])]
+    means = [float((count * values).sum() / count.sum()) for count in counts]
+    squares = [float((count * values**2).sum() / count.sum()) for count in counts]
+    deviations = [max(square - mean**2, 1e-6) ** 0.5 for square, mean in zip(squares, means, strict=True)]
+    return tuple(means), tuple(deviations)

@@ -1,0 +1,62 @@
+"""Decoded data sets as uint8 tensors on the disk, so that archives and pictures are decoded once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from pathlib import Path
+
+import torch
+
+from regrow_lab.data.source import Decoded, Source, fingerprint
+from regrow_lab.store import write_whole
+
+SCHEMA = 1
+
+
+def cache_folder() -> Path:
+    """$XDG_CACHE_HOME/regrow, else ~/.cache/regrow."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "regrow"
+
+
+def decoded(name: str, source: Source) -> Decoded:
+    """What `source` decodes to, from the cache if it is there, whole, and of these very files; else read and kept.
+
+    Raises ValueError as the source does.
+    """
+    path = cache_folder() / f"{hashlib.sha256(name.encode()).hexdigest()[:8]}-{Path(name).name}.pt"
+    key = fingerprint(source.files)
+    found = _load(path, key)
+    if found is None:
+        found = source.read()
+        _keep(path, key, found)
+    return found
+
+
+def _load(path: Path, key: str) -> Decoded | None:
+    try:
+        stored = torch.load(path, weights_only=True, mmap=True)
+        if (stored["schema"], stored["key"]) != (SCHEMA, key):
+            return None
+        found = Decoded(**stored["decoded"])
+        return found if _checksum(found) == stored["checksum"] else None
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError):
+        return None  # broken or of another version: it is made again
+
+
+def _keep(path: Path, key: str, found: Decoded) -> None:
+    content = {"schema": SCHEMA, "key": key, "checksum": _checksum(found), "decoded": vars(found)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, lambda file: torch.save(content, file))
+    except OSError:
+        pass  # a full or read-only disk: it is decoded again next time
+
+
+def _checksum(found: Decoded) -> str:
+    known = hashlib.sha256()
+    for tensor in found.tensors:
+        known.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        known.update(tensor.contiguous().view(torch.uint8).numpy().data)
+    return known.hexdigest()

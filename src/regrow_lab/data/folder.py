@@ -1,0 +1,137 @@
+"""Images in folders, one folder a class: NAME/train/CLASS/*.png and NAME/test/CLASS/*.png (or val/)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from regrow_lab.data.source import Decoded, Source
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+TEST_NAMES = ("test", "val", "validation")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of one part and the number of each one's class, in order of class and name."""
+
+    files: tuple[Path, ...]
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """The two parts of an image folder and the names of the classes, in order."""
+
+    train: Listing
+    test: Listing
+    classes: tuple[str, ...]
+
+
+def find_image_folder(folder: Path, image_size: int = 0) -> Source | None:
+    """The image folder at `folder` as a source that decodes the whole of it; None if it has no train/CLASS/.
+
+    Raises ValueError as `list_images` does.
+    """
+    train = folder / "train"
+    if not train.is_dir() or not any(path.is_dir() for path in train.iterdir()):
+        return None
+    listed = list_images(folder)
+    return Source("image folder", (*listed.train.files, *listed.test.files), lambda: _decode_all(listed, image_size))
+
+
+def list_images(folder: Path) -> ImageFolder:
+    """The images of `folder`, by part and class; classes in order of their names.
+
+    Raises ValueError if it has no test/ or val/, no images, or other classes in one part than in the other.
+    """
+    parts = [folder / name for name in TEST_NAMES if (folder / name).is_dir()]
+    if not parts:
+        raise ValueError(f"{folder} has train/ but no test/ or val/: expected both, with a folder a class in each")
+    train, test = _classes(folder / "train"), _classes(parts[0])
+    if train.keys() != test.keys():
+        odd = sorted(train.keys() ^ test.keys())[0]
+        raise ValueError(f"{folder}: class {odd!r} is in only one of train/ and {parts[0].name}/")
+    if not any(train.values()) or not any(test.values()):
+        raise ValueError(f"{folder} holds no images in its classes' folders (of {', '.join(ENDINGS)})")
+    return ImageFolder(_listing(train), _listing(test), tuple(train))
+
+
+def _classes(part: Path) -> dict[str, list[Path]]:
+    return {
+        folder.name: [folder / name for name in sorted(os.listdir(folder)) if name.lower().endswith(ENDINGS)]
+        for folder in sorted(part.iterdir())
+        if folder.is_dir() and not folder.name.startswith(".")
+    }
+
+
+def _listing(classes: dict[str, list[Path]]) -> Listing:
+    return Listing(
+        tuple(path for paths in classes.values() for path in paths),
+        tuple(label for label, paths in enumerate(classes.values()) for _ in paths),
+    )
+
+
+def _decode_all(listed: ImageFolder, image_size: int) -> Decoded:
+    train, test = (decode_files(part.files, image_size) for part in (listed.train, listed.test))
+    if train.shape[1:] != test.shape[1:]:
+        raise ValueError(
+            f"training images are {_size(train[0])}, test images {_size(test[0])}: scale them with image_size"
+        )
+    return Decoded(train, torch.tensor(listed.train.labels), test, torch.tensor(listed.test.labels))
+
+
+def decode_files(files: Sequence[Path], image_size: int = 0, *, grey: bool = True) -> Tensor:
+    """The images of `files`, uint8, N × height × width × 3.
+
+    Args:
+        files: of one size, unless image_size is given.
+        image_size: scale the shorter side to so many pixels and cut out the middle; 0 leaves images as they are.
+        grey: give one channel instead of three if all images are grey.
+
+    Raises:
+        ValueError: a file is no image that can be read, or images differ in size.
+    """
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    first = decode_file(files[0], image_size)
+    images = torch.empty(len(files), *first.shape, dtype=torch.uint8)
+
+    def fill(number: int) -> bool:
+        image = decode_file(files[number], image_size)
+        if image.shape != first.shape:
+            raise ValueError(
+                f"{files[number]} is {_size(image)}, {files[0]} is {_size(first)}: scale them with image_size"
+            )
+        images[number] = image
+        return grey and bool((image[..., :1] == image).all())
+
+    with ThreadPoolExecutor(workers) as pool:  # pillow decodes outside the interpreter's lock
+        all_grey = all(list(pool.map(fill, range(len(files)))))
+    return images[..., :1].contiguous() if all_grey else images
+
+
+def decode_file(path: Path, image_size: int = 0) -> Tensor:
+    """One image, uint8, height × width × 3. Arguments and errors as in `decode_files`."""
+    try:
+        from PIL import Image, ImageOps, UnidentifiedImageError
+    except ImportError:
+        raise ValueError("image folders are read with pillow, which is not installed: pip install pillow") from None
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{path} is no image that can be read ({error}): repair or delete it") from None
+    if image_size:
+        image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
+    width, height = image.size
+    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(height, width, 3)
+
+
+def _size(image: Tensor) -> str:
+    return f"{image.shape[1]}×{image.shape[0]}"

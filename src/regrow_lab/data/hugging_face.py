@@ -1,0 +1,96 @@
+"""An image data set as the Hugging Face hub or library leaves it on a disk: parquet or arrow, read with pyarrow."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regrow_lab.data.folder import TEST_NAMES
+from regrow_lab.data.source import Decoded, Source
+
+IMAGE_COLUMNS = ("img", "image")
+LABEL_COLUMNS = ("label", "fine_label", "labels")
+
+
+def find_hugging_face(folder: Path) -> Source | None:
+    """The parquet or arrow files in `folder` or below; None if there is none with train in its name or folder."""
+    for ending in ("parquet", "arrow"):
+        files = sorted(path for path in folder.rglob(f"*.{ending}") if not path.name.startswith("cache-"))
+        train = tuple(path for path in files if _is_part(path, folder, ("train",)))
+        test = tuple(path for path in files if _is_part(path, folder, TEST_NAMES))
+        if train and test:
+            return Source(f"{ending} files", (*train, *test), lambda: _read(train, test))  # noqa: B023
+        if train:
+            raise ValueError(f"{folder} has {ending} files of a train part but none of a test part: get both")
+    return None
+
+
+def _is_part(path: Path, folder: Path, names: tuple[str, ...]) -> bool:
+    """Whether a file such as plain_text/train-00000-of-00001.parquet or test/data-00000-of-00001.arrow is of a part."""
+    parent = path.parent.name if path.parent != folder else ""
+    words = path.stem.replace("_", "-").split("-")
+    return parent in names or any(word in names for word in words)
+
+
+def _read(train: tuple[Path, ...], test: tuple[Path, ...]) -> Decoded:
+    (train_images, train_labels), (test_images, test_labels) = _read_part(train), _read_part(test)
+    return Decoded(train_images, train_labels, test_images, test_labels)
+
+
+def _read_part(files: tuple[Path, ...]) -> tuple[Tensor, Tensor]:
+    images: list[Tensor] = []
+    labels: list[int] = []
+    for path in files:
+        for row in _rows(path):
+            images.append(row[0])
+            labels.append(row[1])
+    if len({image.shape for image in images}) != 1:
+        raise ValueError(f"{files[0].parent}: the images differ in size, or there are none; expected one size")
+    return torch.stack(images), torch.tensor(labels)
+
+
+def _rows(path: Path) -> Iterator[tuple[Tensor, int]]:
+    """Image and label of every row."""
+    try:
+        import pyarrow
+        from PIL import Image
+        from pyarrow import ipc, parquet
+    except ImportError as error:
+        raise ValueError(
+            f"{path} is read with pyarrow and pillow, and {error.name} is not installed: pip install pyarrow pillow"
+        ) from None
+    try:
+        table = parquet.read_table(path) if path.suffix == ".parquet" else _read_arrow(path, ipc)
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is truncated or broken ({reason}): get it again") from None
+    image_column = next((name for name in IMAGE_COLUMNS if name in table.column_names), None)
+    label_column = next((name for name in LABEL_COLUMNS if name in table.column_names), None)
+    if image_column is None or label_column is None:
+        raise ValueError(
+            f"{path} has columns {', '.join(table.column_names)}; expected one of {', '.join(IMAGE_COLUMNS)} and one "
+            f"of {', '.join(LABEL_COLUMNS)}"
+        )
+    for cell, label in zip(table[image_column], table[label_column], strict=True):
+        content = cell.as_py()
+        content = content.get("bytes") if isinstance(content, dict) else content
+        try:
+            with Image.open(io.BytesIO(content or b"")) as opened:
+                image = opened if opened.mode in ("L", "RGB") else opened.convert("RGB")
+                pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+                yield pixels.view(image.height, image.width, -1), label.as_py()
+        except (OSError, TypeError) as error:
+            raise ValueError(f"{path} has a row whose image cannot be read ({error}): get it again") from None
+
+
+def _read_arrow(path: Path, ipc: Any) -> Any:
+    """A table from the stream format, which the library writes, or the file format."""
+    with path.open("rb") as file:
+        is_file_format = file.read(6) == b"ARROW1"
+        file.seek(0)
+        return (ipc.open_file(file) if is_file_format else ipc.open_stream(file)).read_all()

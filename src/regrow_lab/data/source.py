@@ -1,0 +1,74 @@
+"""What a reader finds on the disk: which files a data set consists of, and how they become arrays."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+FourTensors = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A labelled data set, decoded: images uint8, N × height × width × channels; labels int64, N."""
+
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+
+    @property
+    def tensors(self) -> FourTensors:
+        """All four, in the order above."""
+        return self.train_images, self.train_labels, self.test_images, self.test_labels
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as it lies on the disk. `files` tell whether it is still the same; `read` decodes it."""
+
+    what: str
+    files: tuple[Path, ...]
+    read: Callable[[], Decoded]
+
+    @property
+    def folder(self) -> Path:
+        """The innermost folder that holds all files."""
+        return Path(os.path.commonpath([path.parent for path in self.files]))
+
+
+def data_root() -> Path:
+    """The folder that holds the data sets: $REGROW_DATA, else ~/data."""
+    return Path(os.environ.get("REGROW_DATA") or "~/data").expanduser()
+
+
+def fingerprint(files: Iterable[Path]) -> str:
+    """A hash of the names, sizes and times of `files`: another one means that they have to be decoded again."""
+    known = hashlib.blake2b(digest_size=16)
+    for path in files:
+        status = path.stat()
+        known.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+    return known.hexdigest()
+
+
+def md5_of(path: Path) -> str:
+    """MD5 of a file, in hexadecimal: what the publishers of the classic data sets give."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def check_file(path: Path, size: int | None, md5: str | None) -> None:
+    """Refuse a file that is shorter or other than the published one; None leaves a check out.
+
+    Raises ValueError.
+    """
+    found = path.stat().st_size
+    if size is not None and found < size:
+        raise ValueError(f"{path} is truncated: {found:,} of {size:,} bytes; fetch it again")
+    if (size is not None and found != size) or (md5 is not None and md5_of(path) != md5):
+        raise ValueError(f"{path} is not the published file (its MD5 is {md5_of(path)}, not {md5}): fetch it again")

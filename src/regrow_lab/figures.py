@@ -1,0 +1,291 @@
+"""The figures of a study: accuracy against sparsity, accuracy against training FLOPs, the densities of the layers.
+
+Each is a pure function from summaries to a matplotlib figure, None where there is nothing to draw; nothing is written,
+and no global state is touched.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from numpy.typing import ArrayLike, NDArray
+
+from regrow_lab.summary import NAMES, Summary
+
+STYLE = {
+    "small-dense": ("#8c6d31", "P"),
+    "static": ("#7f7f7f", "s"),
+    "snip": ("#d55e00", "D"),
+    "set": ("#e69f00", "^"),
+    "rigl": ("#0072b2", "o"),
+    "snfs": ("#009e73", "v"),
+    "rigl-sg": ("#56b4e9", "<"),
+    "rigl-sm": ("#cc79a7", ">"),
+    "pruning": ("#000000", "X"),
+}
+"""Colour (Okabe and Ito's palette, told apart by colour-blind eyes too) and marker of a method."""
+OTHER = ("#6a3d9a", "h")
+FOOT = 0.02
+"""Height in the axes where diverged runs are marked."""
+
+Line = list[Summary]
+"""The cells of one row, sparsities ascending."""
+
+
+def accuracy_against_sparsity(summaries: Sequence[Summary]) -> Figure | None:
+    """Mean test accuracy with its standard deviation over the seeds, a line a method, a panel a kind of distribution.
+
+    Sparsities stand side by side as categories; accuracy is spaced by the logarithm of the error, so that both a
+    collapse and a tenth of a percent near the dense net can be seen.
+    """
+    panels = _panels(summaries)
+    if not panels:
+        return None
+    sparsities = sorted({cell.sparsity for line in _lines(summaries) for cell in line})
+    figure, all_axes = _figure(len(panels), width=3.9)
+    for axes, (title, lines) in zip(all_axes, panels, strict=True):
+        axes.set_title(title)
+        axes.set_xlabel("sparsity")
+        axes.set_xticks(range(len(sparsities)), [f"{sparsity:g}" for sparsity in sparsities])
+        axes.set_xlim(-0.4, len(sparsities) - 0.6)
+        _accuracy_axis(axes, summaries)
+        labels = []
+        for i, line in enumerate(lines):
+            aside = 0.05 * (i - (len(lines) - 1) / 2)
+            x = [sparsities.index(cell.sparsity) + aside for cell in line]
+            _draw(axes, line, x)
+            labels.append((line[-1], x[-1]))
+        _label_ends(axes, labels)
+    _finish(figure, all_axes, summaries)
+    return figure
+
+
+def accuracy_against_flops(summaries: Sequence[Summary]) -> Figure | None:
+    """Mean test accuracy against the FLOPs of training relative to the dense net, a line a method over its sparsities.
+
+    The panels are those of `accuracy_against_sparsity`, on the same axes; each shows the lines of the others in grey.
+    """
+    panels = _panels(summaries)
+    if not panels:
+        return None
+    figure, all_axes = _figure(len(panels), width=3.8)
+    ratios = [cell.train_ratio for line in _lines(summaries) for cell in line]
+    for axes, (title, lines) in zip(all_axes, panels, strict=True):
+        axes.set_title(title)
+        axes.set_xlabel("training FLOPs, relative to the dense net")
+        axes.set_xscale("log")
+        axes.set_xlim(min(ratios) / 1.2, max(*ratios, 1.0) * 1.2)
+        axes.xaxis.set_major_locator(FixedLocator([0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0]))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}x"))
+        _accuracy_axis(axes, summaries)
+        for line in _lines(summaries):
+            if line not in lines:
+                axes.plot([cell.train_ratio for cell in line], _means(line), color="#dddddd", lw=1, zorder=1)
+        for line in lines:
+            _draw(axes, line, [cell.train_ratio for cell in line])
+        axes.legend(loc="lower right", fontsize=8, framealpha=1, edgecolor="none", borderaxespad=0.8)
+    _finish(figure, all_axes, summaries)
+    return figure
+
+
+def layer_densities(summaries: Sequence[Summary]) -> Figure | None:
+    """Density of every layer at the end of training, set by a distribution or found by a method; a panel a sparsity."""
+    shown = _density_lines(summaries)
+    if not shown:
+        return None
+    sparsities = sorted({cell.sparsity for line in shown.values() for cell in line})
+    lowest = min(density for line in shown.values() for cell in line for density in cell.layer_densities.values())
+    layers = list(dict.fromkeys(layer for line in shown.values() for cell in line for layer in cell.layer_densities))
+    figure, all_axes = _figure(len(sparsities), width=max(2.9, 0.16 * len(layers) + 1))
+    for axes, sparsity in zip(all_axes, sparsities, strict=True):
+        axes.set_title(f"S = {sparsity:g}")
+        axes.set_yscale("log")
+        axes.set_ylim(lowest / 1.5, 1.3)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda density, _: f"{density:g}"))
+        names = [layer.removesuffix(".weight") for layer in layers]
+        many = len(layers) > 6
+        axes.set_xticks(range(len(layers)), names, rotation=90 if many else 0, fontsize=6 if many else 9)
+        axes.grid(True, axis="y", color="#eeeeee")
+        for i, (label, line) in enumerate(shown.items()):
+            for cell in line:
+                if cell.sparsity == sparsity:
+                    colour, marker = STYLE.get(cell.method, OTHER)
+                    if label in ("uniform", "ERK"):
+                        colour, marker = "#555555", "."
+                    aside = 0.05 * (i - (len(shown) - 1) / 2) * (not many)
+                    x = [layers.index(layer) + aside for layer in cell.layer_densities]
+                    style = {"uniform": ":", "ERK": "--"}.get(label, "-")
+                    axes.plot(
+                        x,
+                        list(cell.layer_densities.values()),
+                        style,
+                        color=colour,
+                        marker=marker,
+                        ms=5,
+                        lw=1.2,
+                        label=label,
+                    )
+    all_axes[0].set_ylabel("density of the layer")
+    handles, labels = max((axes.get_legend_handles_labels() for axes in all_axes), key=lambda pair: len(pair[1]))
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 8), frameon=False)
+    return figure
+
+
+def _density_lines(summaries: Sequence[Summary]) -> dict[str, Line]:
+    """What the figure of the densities shows: the two distributions, then the methods that find their own densities."""
+    lines = [line for line in _lines(summaries) if line[0].multiplier == 1 and line[0].layer_densities]
+    found: dict[str, Line] = {}
+    for label, distribution in (("uniform", "uniform"), ("ERK", "erk")):
+        fixed = [
+            line
+            for line in lines
+            if line[0].method in ("static", "set", "rigl") and line[0].distribution == distribution
+        ]
+        if fixed:
+            found[label] = fixed[0]
+    for method in ("snip", "grasp", "snfs", "rigl-sg", "rigl-sm", "pruning"):
+        own = [line for line in lines if line[0].method == method]
+        if own:  # of a method with several distributions, the run that started from uniform: what it found is its own
+            found[NAMES[method]] = own[0]
+    return found
+
+
+def _lines(summaries: Sequence[Summary]) -> list[Line]:
+    sparse = [summary for summary in summaries if summary.method != "dense"]
+    return [list(cells) for _, cells in itertools.groupby(sparse, key=lambda summary: summary.row)]
+
+
+def _panels(summaries: Sequence[Summary]) -> list[tuple[str, list[Line]]]:
+    """Titles and lines of the panels that have any."""
+    panels: dict[str, list[Line]] = {"uniform": [], "ERK": [], "own densities, small dense, longer training": []}
+    uniform, erk, rest = panels.values()
+    for line in _lines(summaries):
+        first = line[0]
+        if first.distribution is None or first.multiplier > 1:
+            rest.append(line)
+        else:
+            (uniform if first.distribution == "uniform" else erk).append(line)
+    return [(title, lines) for title, lines in panels.items() if lines]
+
+
+def _figure(panels: int, width: float) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width * panels + 0.4, 4.4), layout="constrained")
+    all_axes = list(np.atleast_1d(figure.subplots(1, panels, sharey=True)))
+    for axes in all_axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, all_axes
+
+
+def _draw(axes: Axes, line: Line, x: Sequence[float]) -> None:
+    """One line with its error bars; a hollow marker where seeds diverged, a cross at the foot of the axes for them."""
+    colour, marker = STYLE.get(line[0].method, OTHER)
+    dashed = "--" if line[0].multiplier > 1 and line[0].distribution == "uniform" else "-"
+    deviations = [cell.std or 0.0 for cell in line]
+    axes.plot(x, _means(line), dashed, color=colour, marker=marker, ms=5, lw=1.4, label=line[0].label)
+    axes.errorbar(x, _means(line), deviations, color=colour, ls="none", elinewidth=0.8, capsize=2)
+    for at, cell in zip(x, line, strict=True):
+        if cell.diverged:
+            if cell.mean is not None:
+                axes.plot([at], [cell.mean], marker, ms=5, color=colour, markerfacecolor="white", zorder=5)
+            axes.plot([at], [FOOT], "x", ms=7, mew=2, color=colour, transform=axes.get_xaxis_transform(), zorder=5)
+
+
+def _means(line: Line) -> NDArray[np.float64]:
+    """Mean accuracies; a gap in the line (nan) where every seed diverged."""
+    return np.array([cell.mean for cell in line], dtype=np.float64)
+
+
+def _by_error(accuracy: ArrayLike) -> NDArray[np.float64]:
+    """Place of an accuracy in percent on the axis: minus the logarithm of the error, which counts as .1 at least."""
+    return -np.log(np.maximum(100 - np.asarray(accuracy, dtype=np.float64), 0.1))
+
+
+def _accuracy_axis(axes: Axes, summaries: Sequence[Summary]) -> None:
+    """The same accuracy axis for every panel, and the dense net as a line across."""
+    places = _by_error([summary.mean for summary in summaries if summary.mean is not None] or [0.0, 99.0])
+    margin = 0.1 * (places.max() - places.min()) + 0.05
+    bottom, top = places.min() - margin, places.max() + margin
+    axes.set_yscale("function", functions=(_by_error, lambda place: 100 - np.exp(-np.asarray(place))))
+    axes.set_ylim(*(100 - np.exp([-bottom, -top])))
+    axes.yaxis.set_major_locator(FixedLocator(_ticks(float(bottom), float(top))))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda accuracy, _: f"{accuracy:g}"))
+    axes.grid(True, axis="y", color="#eeeeee")
+    for summary in summaries:
+        if summary.method == "dense" and summary.mean is not None:
+            axes.axhline(summary.mean, color="#333333", lw=1, ls=(0, (4, 3)), zorder=1)
+            axes.annotate(
+                f"{summary.label} {summary.mean:.1f}",
+                (0.99, summary.mean),
+                xycoords=axes.get_yaxis_transform(),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="right",
+                fontsize=8,
+                color="#333333",
+            )
+
+
+def _ticks(bottom: float, top: float) -> list[float]:
+    """Round accuracies between two places on the axis that keep a distance from each other, the roundest first."""
+    candidates = [*range(0, 100, 10), 95, 98, 99, 97, *range(5, 100, 10), *range(100), *np.arange(90, 100, 0.5)]
+    ticks: dict[float, float] = {}
+    for accuracy in candidates:
+        place = float(_by_error(accuracy))
+        if bottom <= place <= top and all(abs(place - other) > (top - bottom) / 14 for other in ticks.values()):
+            ticks[float(accuracy)] = place
+    return sorted(ticks)
+
+
+def _label_ends(axes: Axes, ends: Sequence[tuple[Summary, float]]) -> None:
+    """The name of each line beside its last point, in its colour, moved apart where names would overlap."""
+    bottom, top = _by_error(axes.get_ylim())
+    ends = sorted(ends, key=lambda end: -1.0 if end[0].mean is None else end[0].mean)
+    wanted = [
+        FOOT if cell.mean is None else float((_by_error(cell.mean) - bottom) / (top - bottom)) for cell, _ in ends
+    ]
+    for (cell, x), place, height in zip(ends, _apart(wanted, 0.058), wanted, strict=True):
+        axes.annotate(
+            cell.label,
+            (x, height),
+            xycoords=axes.get_xaxis_transform(),
+            xytext=(1.04, place),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=9,
+            color=STYLE.get(cell.method, OTHER)[0],
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "#bbbbbb", "shrinkA": 1, "shrinkB": 4},
+        )
+
+
+def _apart(places: Sequence[float], gap: float) -> list[float]:
+    """Ascending `places` in [0, 1], moved as little as keeps them `gap` apart, first up and then down from 1.
+
+    >>> _apart([0.1, 0.1, 0.95, 0.98], 0.1)
+    [0.1, 0.2, 0.9, 1.0]
+    """
+    moved: list[float] = []
+    for place in places:
+        moved.append(max(place, moved[-1] + gap) if moved else place)
+    ceiling = 1.0
+    for i in reversed(range(len(moved))):
+        moved[i] = min(moved[i], ceiling)
+        ceiling = moved[i] - gap
+    return moved
+
+
+def _finish(figure: Figure, all_axes: Sequence[Axes], summaries: Sequence[Summary]) -> None:
+    all_axes[0].set_ylabel("test accuracy [%], spaced by the log of the error")
+    notes = []
+    if any(summary.std for summary in summaries):
+        notes.append("Error bars: standard deviation over seeds.")
+    if any(summary.diverged for summary in summaries):
+        notes.append("Cross at the foot: seeds that diverged, in no mean (hollow marker: the mean of the others).")
+    figure.supxlabel(" ".join(notes), fontsize=8, color="#555555")

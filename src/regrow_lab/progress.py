@@ -1,0 +1,177 @@
+"""How a study shows that it goes on: live lines on a terminal, a plain line a run elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.progress import Progress as Bars
+
+from regrow_lab.config import RunConfig
+
+Report = Callable[[Mapping[str, Any]], None]
+
+
+class Progress(Protocol):
+    """What a launcher tells while it works."""
+
+    def begin(self, total: int, finished: int) -> None:
+        """A study of `total` runs begins, `finished` of which stand already."""
+
+    def epoch(self, worker: int | None, run: RunConfig, row: Mapping[str, Any]) -> None:
+        """`worker` has come this far in `run`; `row` is a line of its metrics."""
+
+    def run(self, worker: int | None, run: RunConfig, result: Mapping[str, Any]) -> None:
+        """`worker` has finished `run`."""
+
+    def note(self, line: str) -> None:
+        """Something that a person should know."""
+
+    def end(self) -> None:
+        """Nothing more comes."""
+
+
+def progress_for(console: Console) -> Progress:
+    """Live lines if `console` is a terminal, else plain ones."""
+    return LiveProgress(console) if console.is_terminal else PlainProgress(console)
+
+
+class PlainProgress:
+    """A line for every finished run."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.total = self.finished = 0
+
+    def begin(self, total: int, finished: int) -> None:
+        """See Progress."""
+        self.total, self.finished = total, finished
+        if finished:
+            self.note(f"{finished} of {total} runs are finished already")
+
+    def epoch(self, worker: int | None, run: RunConfig, row: Mapping[str, Any]) -> None:
+        """See Progress."""
+
+    def run(self, worker: int | None, run: RunConfig, result: Mapping[str, Any]) -> None:
+        """See Progress."""
+        self.finished += 1
+        self.note(f"[{self.finished:{len(str(self.total))}}/{self.total}] {run.run_id:<42} {outcome(result)}")
+
+    def note(self, line: str) -> None:
+        """See Progress."""
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def end(self) -> None:
+        """See Progress."""
+
+
+class LiveProgress:
+    """A bar for the study and one for the run that each worker has in hand."""
+
+    def __init__(self, console: Console) -> None:
+        self.bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            refresh_per_second=4,
+            transient=True,
+        )
+        self.tasks: dict[int | None, TaskID] = {}
+
+    def begin(self, total: int, finished: int) -> None:
+        """See Progress."""
+        self.study = self.bars.add_task("runs", total=total, completed=finished, state="")
+        self.bars.start()
+
+    def epoch(self, worker: int | None, run: RunConfig, row: Mapping[str, Any]) -> None:
+        """See Progress."""
+        if worker not in self.tasks:
+            self.tasks[worker] = self.bars.add_task("", state="")
+        loss, speed = row["train_loss"], f"{row['samples_per_second']:,.0f}/s" if "samples_per_second" in row else ""
+        self.bars.update(
+            self.tasks[worker],
+            description=run.run_id,
+            total=run.epochs * run.multiplier,
+            completed=row["epoch"],
+            state=" ".join(word for word in ("" if loss is None else f"loss {loss:.3f}", speed) if word),
+        )
+
+    def run(self, worker: int | None, run: RunConfig, result: Mapping[str, Any]) -> None:
+        """See Progress."""
+        self.bars.update(self.study, advance=1, state=f"last: {run.run_id} {outcome(result)}")
+        if result["status"] == "diverged":
+            self.note(f"{run.run_id} {outcome(result)}")
+
+    def note(self, line: str) -> None:
+        """See Progress."""
+        self.bars.console.print(line, markup=False, highlight=False)
+
+    def end(self) -> None:
+        """See Progress."""
+        self.bars.stop()
+
+
+@contextmanager
+def epoch_lines(console: Console, epochs: int) -> Iterator[tuple[Report, Report]]:
+    """How one run shows that it goes on: what to call at the end of an epoch, and what inside one.
+
+    A line an epoch; on a terminal a live one inside it too.
+    """
+    status = console.status("epoch 0")
+
+    def report(row: Mapping[str, Any]) -> None:
+        loss = "not finite" if row["train_loss"] is None else f"{row['train_loss']:.4f}"
+        bits = f" ({row['train_bits']:.3f} bits)" if "train_bits" in row else ""
+        console.print(
+            f"epoch {row['epoch']:3}/{epochs}  step {row['step']}  loss {loss}{bits}  sparsity {row['sparsity']:.4f}  "
+            f"{row['samples_per_second']:,.0f} samples/s",
+            soft_wrap=True,
+        )
+
+    def pulse(row: Mapping[str, Any]) -> None:
+        status.update(
+            f"epoch {row['epoch']:.2f}/{epochs}  step {row['step']}  {row['samples_per_second']:,.0f} samples/s"
+        )
+
+    with status if console.is_terminal else nullcontext():
+        yield report, pulse
+
+
+@contextmanager
+def bytes_bar(console: Console, name: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar for a download: what to call with the bytes that are there and those there will be. None off a terminal."""
+    bar = Bars(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    task = bar.add_task(name, total=None)
+    with bar:
+        yield lambda have, total: bar.update(task, completed=have, total=total)
+
+
+def outcome(result: Mapping[str, Any]) -> str:
+    """A finished run in a few words."""
+    if result["status"] == "diverged":
+        return f"diverged at step {result['diverged_at']}"
+    return f"{result['test_accuracy']:5.1f} %  {result['seconds']:.1f} s"

@@ -1,0 +1,151 @@
+"""The report of a folder of runs: its table and its figures, written again at any time from the stored runs alone.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from regrow_lab import store
+from regrow_lab.figures import accuracy_against_flops, accuracy_against_sparsity, layer_densities
+from regrow_lab.store import StoredRun
+from regrow_lab.studies import STUDIES, study_runs
+from regrow_lab.summary import Summary, summarise
+from regrow_lab.tables import Table, make_tables, to_csv, to_latex, to_markdown, to_text
+
+FIGURES = {
+    "accuracy_sparsity": ("Accuracy against sparsity", accuracy_against_sparsity),
+    "accuracy_flops": ("Accuracy against training FLOPs", accuracy_against_flops),
+    "layer_densities": ("Density of the layers after training", layer_densities),
+}
+"""File name without its ending -> caption and the function that draws it."""
+
+
+def write_report(directory: Path | str, console: Console | None = None) -> str:
+    """Write the tables and figures of the runs under `directory` to its folder `report`, and return the table as text.
+
+    The files: table.md, table.tex, table.csv, report.md, and each figure as PNG and PDF. Each is replaced in one step,
+    and only after all of them could be made; other files in the folder stay.
+
+    Args:
+        directory: a folder that holds `runs/`, as `regrow study` and `regrow train` leave it.
+        console: what the text is for; standard output if None. A terminal gets bold type and lines of its width.
+
+    Raises:
+        ValueError: the folder holds no runs, none that is finished, or one that cannot be understood.
+    """
+    directory = Path(directory)
+    console = console or Console()
+    runs = store.read_runs(directory)
+    summaries = summarise(runs)
+    if not summaries:
+        raise ValueError(
+            f"{directory} holds no finished run ({len(runs)} begun): "
+            "let `regrow study` or `regrow train` finish one first"
+        )
+    tables = make_tables(summaries)
+    figures = dict(_figures(summaries))
+    missing = _missing(directory, runs)
+    files = {
+        "table.md": "\n".join(f"**{table.title}**\n\n{to_markdown(table)}" for table in tables).encode(),
+        "table.tex": "\n".join(to_latex(table) for table in tables).encode(),
+        "table.csv": to_csv(summaries).encode(),
+        "report.md": _page(runs, tables, figures, missing).encode(),
+    }
+    for name, (_, figure) in figures.items():
+        files[f"{name}.png"] = _image(figure, "png", {"Software": None})
+        files[f"{name}.pdf"] = _image(figure, "pdf", {"CreationDate": None})
+    (directory / "report").mkdir(exist_ok=True)
+    for name, content in files.items():
+        store.write_whole(directory / "report" / name, partial(_write, content))
+    width = console.width if console.is_terminal else None
+    texts = [to_text(table, width, styled=console.is_terminal) for table in tables]
+    return "\n\n".join([*texts, *missing])
+
+
+def _write(content: bytes, file: IO[bytes]) -> None:
+    file.write(content)
+
+
+def _figures(summaries: Sequence[Summary]) -> Iterable[tuple[str, tuple[str, Figure]]]:
+    """File name, caption and figure; the model and the data are in the name where there are several."""
+    kinds = [
+        (kind, list(same)) for kind, same in itertools.groupby(summaries, key=lambda each: (each.model, each.data))
+    ]
+    for (model, data), same in kinds:
+        suffix = f"-{model}-{data}" if len(kinds) > 1 else ""
+        for name, (caption, draw) in FIGURES.items():
+            figure = draw(same)
+            if figure is not None:
+                yield name + suffix, (f"{caption}, {model} on {data}", figure)
+
+
+def _image(figure: Figure, kind: str, metadata: Mapping[str, None]) -> bytes:
+    """The figure as a file, without date and version: the same runs give the same bytes."""
+    content = io.BytesIO()
+    figure.savefig(content, format=kind, dpi=150, metadata=dict(metadata))
+    return content.getvalue()
+
+
+def _missing(directory: Path, runs: Sequence[StoredRun]) -> list[str]:
+    """A sentence on the runs that a study still lacks, if it lacks some."""
+    path = directory / "study.json"
+    study = store.read_json(path) if path.exists() else {}
+    if study.get("study") not in STUDIES:
+        return []
+    planned = {config.run_id for config in study_runs(study["study"], study["seeds"])}
+    left = len(planned - {run.folder.name for run in runs if run.result is not None})
+    if not left:
+        return []
+    return [
+        f"{left} of the {len(planned)} runs of this study are not finished: "
+        f"`regrow study {study['study']} --seeds {study['seeds']} --out {directory}` goes on with them."
+    ]
+
+
+def _page(
+    runs: Sequence[StoredRun],
+    tables: Sequence[Table],
+    figures: Mapping[str, tuple[str, Figure]],
+    missing: Sequence[str],
+) -> str:
+    """report.md: the tables, the figures, and how they were made."""
+    lines = ["# " + "; ".join(table.title for table in tables), "", *missing]
+    for table in tables:
+        lines += ["", f"## {table.title}", "", to_markdown(table)]
+    for name, (caption, _) in figures.items():
+        lines += [f"![{caption}]({name}.png)", "", f"*{caption}.* ([PDF]({name}.pdf))", ""]
+    return "\n".join([*lines, "## How it was made", "", *_provenance(runs)]) + "\n"
+
+
+def _provenance(runs: Sequence[StoredRun]) -> Iterable[str]:
+    results = [run.result for run in runs if run.result is not None]
+    diverged = sum(result["status"] == "diverged" for result in results)
+
+    def values(field: str) -> str:
+        return ", ".join(sorted({str(result.get(field)) for result in results}))
+
+    dates = sorted(str(result.get("date")) for result in results)
+    seconds = sum(result["seconds"] for result in results)
+    yield f"- {len(results)} runs, {diverged} of them diverged; {seconds:.0f} s in all"
+    yield f"- torch {values('torch')}; {values('machine')}"
+    yield f"- from {dates[0]} to {dates[-1]}"
+    yield f"- the same in every run: {', '.join(f'{field} {value}' for field, value in _shared(runs).items())}"
+    yield "- made from the stored runs alone; `regrow report` makes it again"
+
+
+def _shared(runs: Sequence[StoredRun]) -> dict[str, Any]:
+    """The fields of the configuration that all runs have in common."""
+    first, *others = [run.config for run in runs if run.result is not None]
+    shared = {field: value for field, value in first.items() if all(other.get(field) == value for other in others)}
+    shared.pop("schema", None)
+    return shared

@@ -1,0 +1,179 @@
+"""What stands on the disk: a folder a run, `DIR/runs/<run id>/`, and `DIR/study.json` for a study.
+
+A run's folder holds config.json (first), metrics.jsonl (a line an epoch), checkpoint.pt (while the run is under way),
+weights.pt (where it was asked for) and result.json (last: a run that has it is finished). Whole files appear at once or
+not at all, so a run may be killed at any moment.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from regrow_lab.config import RunConfig
+
+SCHEMA = 1
+
+
+class ClaimedError(Exception):
+    """Another process works on this run."""
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """One run as it is stored. `metrics` has an entry an epoch; `result` is None while the run is not finished."""
+
+    folder: Path
+    config: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    result: dict[str, Any] | None
+
+
+def run_folder(directory: Path, config: RunConfig) -> Path:
+    """Where the run `config` lives under `directory`."""
+    return directory / "runs" / config.run_id
+
+
+def read_runs(directory: Path) -> list[StoredRun]:
+    """Every run stored under `directory`, ordered by name; those that have not got as far as config.json are left out.
+
+    Raises ValueError if `directory` holds no runs or a file in it cannot be understood.
+    """
+    runs = directory / "runs"
+    if not runs.is_dir():
+        raise ValueError(
+            f"{directory} holds no runs (there is no folder {runs}): "
+            "give a folder that `regrow study` or `regrow train` wrote with --out"
+        )
+    return [read_run(folder) for folder in sorted(runs.iterdir()) if (folder / "config.json").exists()]
+
+
+def read_run(folder: Path) -> StoredRun:
+    """The run stored in `folder`, finished or not.
+
+    Raises ValueError if `folder` is not the folder of a run or a file in it cannot be understood.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder} is not a run folder (it has no config.json): give one of the folders under DIR/runs"
+        )
+    result = read_json(folder / "result.json") if is_finished(folder) else None
+    return StoredRun(folder, read_json(folder / "config.json"), _read_metrics(folder / "metrics.jsonl"), result)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run of `folder` has its result."""
+    return (folder / "result.json").exists()
+
+
+def write_config(folder: Path, config: RunConfig) -> None:
+    """Make config.json, or check that the one in `folder` is this run's."""
+    path = folder / "config.json"
+    if not path.exists():
+        write_json(path, config.to_dict())
+        return
+    stored = read_json(path)
+    stored.pop("schema")
+    if RunConfig.from_dict(stored) != config:
+        raise ValueError(f"{path} is of another run than {config.run_id}: give another folder with --out")
+
+
+def open_study(directory: Path, name: str, seeds: int) -> None:
+    """Make `directory` the folder of the study `name`, or check that it is.
+
+    Raises ValueError if it is a file, the folder of another study, or holds other things.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"{directory} is a file: give a new or empty folder with --out")
+    path = directory / "study.json"
+    if path.exists():
+        study = read_json(path)
+        if study.get("study") != name:
+            raise ValueError(
+                f"{directory} is the folder of the study {study.get('study')!r}, not {name!r}: give another with --out"
+            )
+        seeds = max(seeds, study.get("seeds", 0))
+    elif directory.exists() and any(directory.iterdir()):
+        raise ValueError(f"{directory} is not a study folder, and not empty: give a new or empty folder with --out")
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"study": name, "seeds": seeds})
+
+
+def write_json(path: Path, fields: dict[str, Any]) -> None:
+    """Write `fields` and the schema to `path`, the whole file or nothing of it."""
+    text = json.dumps({"schema": SCHEMA, **fields}, indent=2, allow_nan=False)
+    write_whole(path, lambda file: file.write(f"{text}\n".encode()))
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Have `write` fill a file beside `path`, then put it in the place of `path` in one step."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with beside.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that `write_json` wrote. Raises ValueError if it is broken or of another schema."""
+    try:
+        fields = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not readable JSON ({error}): delete it to have the run done again") from None
+    if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
+        given = fields.get("schema") if isinstance(fields, dict) else None
+        raise ValueError(
+            f"{path} has schema {given}, this version reads {SCHEMA}: give a folder that this version wrote"
+        )
+    return fields
+
+
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")[:-1]  # what stands behind the last newline was being written
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise ValueError(
+            f"{path} has a line that is no JSON ({error}): delete the run's folder to have it done again"
+        ) from None
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Hold the run of `folder` (made if need be) for this process.
+
+    The kernel holds the lock and frees it when the process ends in whatever way, so no lock is ever stale. The file
+    says who holds it. It goes when the run is finished; a process that comes by it late finds result.json.
+
+    Raises ClaimedError if another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ClaimedError(f"{folder.name} is under way in {file.read().strip() or 'another process'}") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        for leftover in folder.glob("*.part"):
+            leftover.unlink()
+        yield
+        if is_finished(folder):
+            path.unlink(missing_ok=True)

@@ -1,0 +1,280 @@
+"""A study's table in the form of the report's Table 2: for the terminal, in Markdown, in LaTeX; and all numbers as CSV.
+
+`make_tables` lays out the text of every cell once; the renderers only set it.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import itertools
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from regrow_lab.summary import GROUPS, Summary
+
+MISSING = "–"
+GAP = 2
+"""Characters between the columns of the text."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Accuracy and FLOPs of one row at one sparsity, as text; `best` marks the best accuracy of the group there."""
+
+    accuracy: str = MISSING
+    flops: str = MISSING
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method: a cell for each sparsity of the table."""
+
+    label: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One model on one data set: rows in groups of like FLOP requirement, and the notes that belong below."""
+
+    title: str
+    sparsities: tuple[float, ...]
+    groups: tuple[tuple[Row, ...], ...]
+    notes: tuple[str, ...]
+
+
+def make_tables(summaries: Iterable[Summary]) -> tuple[Table, ...]:
+    """One table for each model and data set among `summaries`, which are ordered as `summarise` leaves them."""
+    return tuple(
+        _table(f"{model} on {data}", tuple(same))
+        for (model, data), same in itertools.groupby(summaries, key=lambda summary: (summary.model, summary.data))
+    )
+
+
+def _table(title: str, summaries: Sequence[Summary]) -> Table:
+    sparsities = tuple(sorted({summary.sparsity for summary in summaries if summary.method != "dense"})) or (0.0,)
+    seeds = max(summary.n + summary.diverged for summary in summaries)
+    best = best_of_groups(summaries)
+    groups = []
+    for _, group in itertools.groupby(summaries, key=lambda summary: summary.group):
+        rows = []
+        for _, row in itertools.groupby(group, key=lambda summary: summary.row):
+            same = list(row)
+            # The dense net has no sparsity of its own: as in the report, it stands in the first column.
+            by_sparsity = {sparsities[0] if each.method == "dense" else each.sparsity: each for each in same}
+            cells = (
+                Cell(_accuracy(each, seeds), _flops(each), each in best)
+                if (each := by_sparsity.get(sparsity))
+                else Cell()
+                for sparsity in sparsities
+            )
+            mark = "†" if any(map(_density_differs, same)) else ""
+            rows.append(Row(same[0].label + mark, tuple(cells)))
+        groups.append(tuple(rows))
+    return Table(title, sparsities, tuple(groups), tuple(_notes(summaries, seeds)))
+
+
+def best_of_groups(summaries: Iterable[Summary]) -> list[Summary]:
+    """The highest mean accuracy of each group at each sparsity, and whatever equals it as it is shown (to 0.1).
+
+    A cell with a diverged seed is never the best: its mean leaves out the seed that failed.
+    """
+    cells: dict[tuple[int, float], list[Summary]] = {}
+    for summary in summaries:
+        if summary.mean is not None and not summary.diverged:
+            cells.setdefault((summary.group, summary.sparsity), []).append(summary)
+    return [
+        summary
+        for cell in cells.values()
+        for summary in cell
+        if round(summary.mean or 0, 1) == max(round(each.mean or 0, 1) for each in cell)
+    ]
+
+
+def _accuracy(summary: Summary, seeds: int) -> str:
+    """As in `97.2 ± 0.31`, with the number of runs where it is not `seeds`, and the diverged where there are some."""
+    runs = summary.n + summary.diverged
+    if summary.mean is None:
+        return f"diverged (0/{runs})"
+    text = f"{summary.mean:5.1f}" + ("" if summary.std is None else f" ± {summary.std:5.2f}")
+    if summary.diverged:
+        return f"{text} ({summary.n}/{runs}; {summary.diverged} diverged)"
+    return text if runs == seeds else f"{text} (n = {runs})"
+
+
+def _flops(summary: Summary) -> str:
+    if summary.method == "dense":
+        flops = (f"{value:.2e}".split("e+") for value in (3 * summary.dense_flops, summary.dense_flops))
+        return ", ".join(f"{digits}e{int(exponent)}" for digits, exponent in flops)
+    return f"{_ratio(summary.train_ratio)}, {_ratio(summary.test_ratio)}"
+
+
+def _ratio(ratio: float) -> str:
+    return f"{ratio:.2f}x" if ratio >= 0.0995 else f"{ratio:.3f}x"
+
+
+def _density_differs(summary: Summary) -> bool:
+    return f"{summary.density:.2g}" != f"{1 - summary.sparsity:.2g}"
+
+
+def _notes(summaries: Sequence[Summary], seeds: int) -> Iterable[str]:
+    over = f", mean ± sample standard deviation over {seeds} seeds" if seeds > 1 else ", one seed"
+    lost = any(summary.diverged for summary in summaries)
+    yield f"Test accuracy in percent{over}{'; (2/3; 1 diverged): over the 2 runs of 3 that did not diverge' * lost}."
+    yield "FLOPs: of training and of one forward pass, relative to the dense net; for the dense net a sample, absolute."
+    present = sorted({summary.group for summary in summaries})
+    yield (
+        "Groups, by FLOP requirement: "
+        + "; ".join(f"({i}) {GROUPS[group]}" for i, group in enumerate(present, 1))
+        + "."
+    )
+    differing = [summary for summary in summaries if _density_differs(summary)]
+    if differing:
+        by_row = itertools.groupby(differing, key=lambda summary: summary.label)
+        densities = (
+            f"{row} " + ", ".join(f"{each.density:.3g} (S = {each.sparsity:g})" for each in same)
+            for row, same in by_row
+        )
+        yield "† Achieved density, where it is not 1 − S: " + "; ".join(densities) + "."
+
+
+def to_text(table: Table, width: int | None = None, styled: bool = False) -> str:
+    """The table as lines that stand under each other.
+
+    Args:
+        table: what to set.
+        width: characters in a line; sparsities that do not fit beside each other go below. None: as wide as need be.
+        styled: mark the best of a group in bold with the escape codes of a terminal; without, with an asterisk.
+    """
+    console = Console(
+        file=io.StringIO(), width=10_000, force_terminal=styled, color_system="standard" if styled else None
+    )
+    console.print(Text(table.title, style="bold"))
+    for columns in _blocks(table, width):
+        console.print()
+        console.print(_rich_table(table, columns, styled))
+    console.print()
+    for note in table.notes if styled else (*table.notes, "* best of its group."):
+        console.print(Text(textwrap.fill(note, min(width or 120, 120)), style="dim"))
+    assert isinstance(console.file, io.StringIO)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+
+
+def _blocks(table: Table, width: int | None) -> list[list[int]]:
+    """The columns of the table, by index, a list for each block that `width` characters hold."""
+    rows = [row for group in table.groups for row in group]
+    room = (width or 10_000) - max(len(row.label) for row in rows)
+    blocks: list[list[int]] = []
+    left = 0
+    for i in range(len(table.sparsities)):
+        accuracy = max(len("accuracy"), *(len(row.cells[i].accuracy) for row in rows))
+        flops = max(len("train, test"), *(len(row.cells[i].flops) for row in rows))
+        needed = accuracy + flops + 2 * GAP
+        if not blocks or needed > left:
+            blocks.append([])
+            left = room
+        blocks[-1].append(i)
+        left -= needed
+    return blocks
+
+
+def _rich_table(table: Table, columns: Sequence[int], styled: bool) -> RichTable:
+    grid = RichTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, GAP - 1, 0, 0), pad_edge=False, header_style="")
+    grid.add_column("\nMethod", no_wrap=True)
+    for i in columns:
+        grid.add_column(f"S = {table.sparsities[i]:g}\naccuracy", no_wrap=True)
+        grid.add_column("FLOPs\ntrain, test", no_wrap=True, justify="right")
+    for group in table.groups:
+        for row in group:
+            cells = [row.cells[i] for i in columns]
+            if any(cell != Cell() for cell in cells):
+                texts = [Text(row.label)]
+                for cell in cells:
+                    accuracy = cell.accuracy + ("*" if cell.best and not styled else "")
+                    texts += [Text(accuracy, style="bold" if cell.best else ""), Text(cell.flops)]
+                grid.add_row(*texts)
+        grid.add_section()
+    return grid
+
+
+def to_markdown(table: Table) -> str:
+    """The table in Markdown, lined up in the source too, the best of each group bold."""
+    header = ["Method"]
+    for sparsity in table.sparsities:
+        header += [f"S = {sparsity:g}: accuracy", "FLOPs (train, test)"]
+    lines = [header]
+    for number, group in enumerate(table.groups, 1):
+        lines.append([f"*({number})*", *[""] * (len(header) - 1)])
+        for row in group:
+            texts = [row.label]
+            for cell in row.cells:
+                accuracy = " ".join(cell.accuracy.split())
+                texts += [f"**{accuracy}**" if cell.best else accuracy, cell.flops]
+            lines.append([text.replace("|", "\\|") for text in texts])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    text = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
+    return "\n".join([*text, "", *(f"{note}  " for note in table.notes)]) + "\n"
+
+
+def to_latex(table: Table) -> str:
+    """The table as a LaTeX float with booktabs rules, the best of each group bold."""
+    count = len(table.sparsities)
+    heads = [rf"\multicolumn{{2}}{{c}}{{$S = {sparsity:g}$}}" for sparsity in table.sparsities]
+    rules = [rf"\cmidrule(lr){{{2 * i + 2}-{2 * i + 3}}}" for i in range(count)]
+    body = []
+    for group in table.groups:
+        body.append(r"\midrule")
+        for row in group:
+            texts = [re.sub(r"\\_(\d+)x", r"$_{\1\\times}$", _escape(row.label))]
+            for cell in row.cells:
+                accuracy = _escape(" ".join(cell.accuracy.split()))
+                texts += [rf"\textbf{{{accuracy}}}" if cell.best else accuracy, _escape(cell.flops)]
+            body.append(" & ".join(texts) + r" \\")
+    lines = [
+        r"% needs \usepackage{booktabs} and \usepackage{graphicx}",
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{_escape(table.title)}. {_escape(' '.join(table.notes))} Best of each group in bold.}}",
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+        rf"\begin{{tabular}}{{l{'lr' * count}}}",
+        r"\toprule",
+        " & ".join(["", *heads]) + r" \\",
+        " ".join(rules),
+        " & ".join(["Method", *[r"Accuracy $\uparrow$", r"FLOPs $\downarrow$"] * count]) + r" \\",
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+LATEX |= {character: f"\\{character}" for character in "&%$#_{}"}
+LATEX |= {"±": r"$\pm$", "×": r"$\times$", "–": "--", "−": "$-$", "†": r"$^\dagger$"}
+
+
+def _escape(text: str) -> str:
+    return "".join(LATEX.get(character, character) for character in text)
+
+
+def to_csv(summaries: Iterable[Summary]) -> str:
+    """One line for each of `summaries`, with all its numbers in full; an empty field is a number that there is not."""
+    fields = [field.name for field in dataclasses.fields(Summary) if field.name != "layer_densities"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["label", *fields], lineterminator="\n")
+    writer.writeheader()
+    for summary in summaries:
+        writer.writerow({"label": summary.label, **{field: getattr(summary, field) for field in fields}})
+    return text.getvalue()

@@ -1,0 +1,320 @@
+"""The one training loop.
+
+A run is a function of its configuration alone. One that was stopped anywhere and is trained again goes on from its
+checkpoint and ends bit-identical to one that was never stopped (on one machine and device).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import pickle
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import regrow
+from regrow_lab import store
+from regrow_lab.config import RunConfig
+from regrow_lab.data import load_data
+from regrow_lab.data.batches import Part
+from regrow_lab.evaluation import Measured, batch_size_for, evaluate, loss_of
+from regrow_lab.learning_rate import learning_rate
+from regrow_lab.machine import describe, device_named, peak_memory
+from regrow_lab.methods import algorithm_of, net_of
+from regrow_lab.models import find_model, fit
+from regrow_lab.optimization import optimizer_of
+
+EXPLODED = 1e4
+"""A loss above this counts as diverged; at chance, cross-entropy is the logarithm of the number of classes."""
+PULSE_SECONDS = 1.0
+"""Time between two signs of life inside an epoch."""
+
+Row = dict[str, Any]
+
+
+def train(
+    config: RunConfig,
+    directory: Path,
+    *,
+    device: str = "cpu",
+    checkpoint_seconds: float = 30.0,
+    keep_weights: bool = False,
+    report: Callable[[Row], None] = lambda row: None,
+    pulse: Callable[[Row], None] = lambda row: None,
+) -> dict[str, Any]:
+    """Train one run in its folder under `directory` and return what its result.json holds.
+
+    A finished run is not trained again. One that was stopped goes on from its checkpoint.
+
+    Args:
+        config: the run.
+        directory: `runs/<run id>` is made under it.
+        device: torch's name of the device that holds the net and the whole data set.
+        checkpoint_seconds: time between two checkpoints, so that a run shorter than that never writes one.
+        keep_weights: leave weights.pt, the final state of the net and its masks, in the folder.
+        report: called after every epoch with its line of metrics and the samples a second.
+        pulse: called every second or so inside an epoch, with epoch (a fraction), step, train_loss (of the epoch
+            before, or None) and samples a second.
+
+    Raises:
+        ValueError: the configuration names something that does not exist or cannot be; nothing has been written.
+        store.ClaimedError: another process trains this run.
+    """
+    folder = store.run_folder(directory, config)
+    if store.is_finished(folder):
+        return store.read_json(folder / "result.json")
+    training = Training(config, device_named(device))
+    with store.claim(folder):
+        if store.is_finished(folder):
+            return store.read_json(folder / "result.json")
+        store.write_config(folder, config)
+        checkpoint = folder / "checkpoint.pt"
+        if checkpoint.exists():
+            resume(training, checkpoint)
+        due, next_pulse = time.monotonic() + checkpoint_seconds, time.monotonic() + PULSE_SECONDS
+
+        def before_step() -> None:
+            nonlocal due, next_pulse
+            now = time.monotonic()
+            if now >= due:
+                store.write_whole(checkpoint, lambda file: torch.save(training.state_dict(), file))
+                due = time.monotonic() + checkpoint_seconds
+            if now >= next_pulse:
+                pulse(training.state_of_progress())
+                next_pulse = now + PULSE_SECONDS
+
+        with (folder / "metrics.jsonl").open("w") as metrics:
+            metrics.writelines(json.dumps(row) + "\n" for row in training.rows)
+            while not training.done:
+                row = training.run_epoch(before_step)
+                metrics.write(json.dumps(row) + "\n")
+                metrics.flush()
+                report(row | {"samples_per_second": training.samples_per_second})
+        result = training.result()
+        if keep_weights:
+            store.write_whole(folder / "weights.pt", lambda file: torch.save(training.weights(), file))
+        store.write_json(folder / "result.json", result)
+        checkpoint.unlink(missing_ok=True)
+    return store.read_json(folder / "result.json")
+
+
+class Training:
+    """A run under way: all its state, and the loop over one epoch."""
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        self.began = time.perf_counter()
+        self.config = config
+        self.device = device
+        data = load_data(config.data, device, config.image_size).parts(config)
+        self.data = data
+        self.batches = math.ceil(len(data.train) / config.batch_size)
+        self.epochs = config.epochs * config.multiplier
+        self.total_steps = self.epochs * self.batches
+        self.algorithm = algorithm_of(config, self.total_steps)
+        example, shape = data.example, tuple(data.example.shape[1:])
+        arguments = {"num_classes": data.num_classes, **fit(config.model, shape, text=data.is_text, data=config.data)}
+        with torch.device("meta"):
+            dense_net = find_model(config.model)(**arguments)
+        self.dense_flops = regrow.count_flops(dense_net, example).dense
+        self.dense_weights = num_weights(dense_net)
+        torch.manual_seed(config.seed)
+        self.model = net_of(config, **arguments).to(device)
+        if example.dim() == 4:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.forward = torch.compile(self.model, dynamic=False) if config.compiled else self.model
+        self.optimizer = optimizer_of(config, self.model)
+        self.flops = regrow.count_flops(self.model, example)
+        self.sparsifier = (
+            regrow.attach(self.model, self.optimizer, self.algorithm, seed=config.seed) if self.algorithm else None
+        )
+        self.step = 0
+        self.losses: list[Tensor] = []  # of this epoch, left on the device: asking for a number would wait for it
+        self.rows: list[Row] = []
+        self.diverged_at: int | None = None
+        self.trained_samples, self.trained_seconds = 0, 0.0  # by this process: for the throughput alone
+        self.took_up = time.perf_counter(), 0  # when this process began the epoch, and at which step
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to train."""
+        return self.step == self.total_steps or self.diverged_at is not None
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the dense net's sparsifiable weights that are dead, or for small-dense were never there."""
+        return self.sparsifier.sparsity if self.sparsifier else 1 - num_weights(self.model) / self.dense_weights
+
+    def run_epoch(self, before_step: Callable[[], None]) -> Row:
+        """Train to the end of the epoch, from wherever in it the run stands, and return its metrics."""
+        config, optimizer, groups = self.config, self.optimizer, self.optimizer.param_groups
+        epoch, first = divmod(self.step, self.batches)
+        order = data_order(config.seed, epoch, len(self.data.train))
+        parameters = list(self.model.parameters())
+        self.took_up = time.perf_counter(), self.step
+        self.model.train()
+        for inputs, labels in self.data.train.batches(
+            order, config.batch_size, seed=config.seed, epoch=epoch, first=first
+        ):
+            before_step()
+            rate = learning_rate(config, self.step, self.total_steps)
+            for group in groups:
+                group["lr"] = rate
+            with self.precision():
+                outputs = self.forward(inputs)
+            loss = loss_of(outputs.float(), labels, label_smoothing=config.label_smoothing)
+            loss.backward()
+            if config.clip:
+                torch.nn.utils.clip_grad_norm_(parameters, config.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            self.losses.append(loss.detach())
+            self.step += 1
+        return self._close_epoch(rate, first)
+
+    def precision(self) -> torch.autocast:
+        """The context of a forward pass."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    @property
+    def samples_per_second(self) -> float:
+        """Training samples a second since this process took up the run."""
+        return self.trained_samples / self.trained_seconds if self.trained_seconds else 0.0
+
+    def state_of_progress(self) -> Row:
+        """Where the run stands inside an epoch, from what is known without waiting for the device."""
+        began, first = self.took_up
+        samples, seconds = (self.step - first) * self.config.batch_size, time.perf_counter() - began
+        return {
+            "epoch": self.step / self.batches,
+            "step": self.step,
+            "train_loss": self.rows[-1]["train_loss"] if self.rows else None,
+            "samples_per_second": (self.trained_samples + samples) / (self.trained_seconds + seconds),
+        }
+
+    def _close_epoch(self, rate: float, first: int) -> Row:
+        losses = torch.stack(self.losses).tolist()
+        self.losses.clear()
+        self.trained_samples += len(self.data.train) - first * self.config.batch_size
+        self.trained_seconds += time.perf_counter() - self.took_up[0]
+        bad = [number for number, loss in enumerate(losses) if not loss <= EXPLODED]
+        if bad:
+            self.diverged_at = self.step - len(losses) + bad[0] + 1
+        mean = math.fsum(losses) / len(losses)
+        row = {
+            "epoch": self.step // self.batches,
+            "step": self.step,
+            "train_loss": mean if math.isfinite(mean) else None,
+            **({"train_bits": mean / math.log(2)} if self.data.is_text and math.isfinite(mean) else {}),
+            "learning_rate": rate,
+            "sparsity": self.sparsity,
+            "sparse_flops": round(self._sparse_flops(self.sparsifier.densities if self.sparsifier else {})),
+        }
+        self.rows.append(row)
+        return row
+
+    def _sparse_flops(self, densities: dict[str, float]) -> float:
+        """Forward FLOPs for one sample at the given densities."""
+        return sum(layer.dense * densities.get(name, 1.0) for name, layer in self.flops.layers.items())
+
+    def measure(self, part: Part) -> Measured | None:
+        """Loss and accuracy of the net as it is now; None if an output is not finite."""
+        numbers = self.data.example.numel() * (self.data.num_classes if self.data.is_text else 1)
+        return evaluate(self.model, part, batch_size_for(numbers), self.precision())
+
+    def result(self) -> dict[str, Any]:
+        """The content of result.json; the test data are looked at here alone."""
+        test = self.measure(self.data.test) if self.diverged_at is None else None
+        if test is None and self.diverged_at is None:
+            self.diverged_at = self.step
+        validation = self.measure(self.data.validation) if self.data.validation and test else None
+        sparsifier = self.sparsifier
+        densities = sparsifier.densities if sparsifier else {}
+        sparse = self._sparse_flops(densities)
+        mean = self._sparse_flops(sparsifier.mean_densities if sparsifier else {})
+        train_flops = regrow.train_flops(self.algorithm, mean, self.dense_flops) if self.algorithm else 3 * sparse
+        return {
+            "status": "finished" if self.diverged_at is None else "diverged",
+            "test_accuracy": test.accuracy if test else None,
+            "test_loss": test.loss if test else None,
+            "test_bits": test.loss / math.log(2) if test and self.data.is_text else None,
+            "validation_accuracy": validation.accuracy if validation else None,
+            "validation_loss": validation.loss if validation else None,
+            "diverged_at": self.diverged_at,
+            "sparsity": self.sparsity,
+            "densities": densities,
+            "dense_flops": self.dense_flops,
+            "sparse_flops": round(sparse),
+            "mean_sparse_flops": mean,
+            "train_flops": train_flops,
+            "train_ratio": train_flops / (3 * self.dense_flops) * self.config.multiplier,
+            "test_ratio": sparse / self.dense_flops,
+            "steps": self.step,
+            "weight_steps": sparsifier.weight_steps if sparsifier else self.step,
+            "updates": sparsifier.num_updates if sparsifier else 0,
+            "seconds": round(time.perf_counter() - self.began, 3),
+            "samples_per_second": round(self.samples_per_second, 1),
+            "peak_memory_mib": round(peak_memory(self.device) / 2**20, 1),
+            "torch": torch.__version__,
+            "machine": describe(self.device),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+    def weights(self) -> dict[str, Any]:
+        """The final net: its state and its masks."""
+        return {"model": self.model.state_dict(), "masks": dict(self.sparsifier.masks) if self.sparsifier else {}}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a checkpoint holds."""
+        return {
+            "step": self.step,
+            "losses": self.losses,
+            "rows": self.rows,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "sparsifier": self.sparsifier.state_dict() if self.sparsifier else None,
+            "random": torch.get_rng_state(),
+            "device_random": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "seconds": time.perf_counter() - self.began,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to where `state_dict` was taken."""
+        self.step, self.losses, self.rows = state["step"], state["losses"], state["rows"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.sparsifier:
+            self.sparsifier.load_state_dict(state["sparsifier"])
+        torch.set_rng_state(state["random"].cpu())
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["device_random"].cpu(), self.device)
+        self.began = time.perf_counter() - state["seconds"]
+
+
+def resume(training: Training, checkpoint: Path) -> None:
+    """Set a fresh run to where its checkpoint was taken.
+
+    Raises ValueError if the file is broken or of another version.
+    """
+    try:
+        training.load_state_dict(torch.load(checkpoint, map_location=training.device, weights_only=True))
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{checkpoint} cannot be resumed ({reason}): delete it to start the run anew") from error
+
+
+def num_weights(model: torch.nn.Module) -> int:
+    """Number of sparsifiable weights."""
+    return sum(layer.size for layer in regrow.find_layers(model).values())
+
+
+def data_order(seed: int, epoch: int, samples: int) -> Tensor:
+    """The order of the training samples in an epoch: a function of seed and epoch, so it needs no state."""
+    key = hashlib.blake2b(f"data order/{seed}/{epoch}".encode(), digest_size=4).digest()
+    return torch.randperm(samples, generator=torch.Generator().manual_seed(int.from_bytes(key)))

@@ -1,0 +1,252 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from regrow_lab import store
+from regrow_lab.cli import _without_box, main
+from regrow_lab.config import RunConfig
+from regrow_lab.studies import STUDIES
+
+TINY = [RunConfig(epochs=1), RunConfig(method="rigl", sparsity=0.5, epochs=1)]
+
+
+@pytest.fixture
+def tiny_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STUDIES, "digits", lambda seeds: TINY)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["study", "--help"], ["train", "--help"], ["study", "bogus"]])
+def test_help_and_slips_do_without_torch(arguments: list[str]) -> None:
+    program = "import sys, regrow_lab.cli as cli\ntry: cli.main()\nfinally: print('modules:', *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    said, _, modules = done.stdout.rpartition("modules:")
+    assert "usage: regrow" in said or "unknown study" in done.stderr
+    assert "tyro" in modules.split()
+    assert not {"torch", "numpy", "matplotlib", "sklearn"} & set(modules.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "Expected one of {train, study, flops, report"),
+        ("bogus", "bogus"),
+        ("study", "Missing from regrow study"),
+        ("study digit", "unknown study 'digit': choose one of digits"),
+        ("study digits --seeds 0", "1 seed or more, given 0"),
+        ("study digits --workers 0", "workers must be 1 or more, given 0"),
+        ("study digits --workers two", "two"),
+        ("study digits --wrokers 2", "--wrokers"),
+        ("study digits --device toaster", "no device 'toaster' on this machine"),
+        ("study digits --out FILE", "is a file: give a new or empty folder with --out"),
+        ("study digits --out OTHER", "is not a study folder, and not empty"),
+        ("train --method rigI --sparsity .9", "unknown method 'rigI': choose one of dense, "),
+        ("train --method rigl --sparsity 1", "sparsity 1 is outside [0, 1)"),
+        ("train --method rigl", "needs a sparsity: add --sparsity 0.9"),
+        ("train --method rigl --sparsity .9 --distribution erc", "unknown distribution 'erc'"),
+        ("train --model lenet --out new", "unknown model 'lenet'"),
+        ("train --data numbers --out new", "unknown data 'numbers'"),
+        ("train --device toaster --out new", "no device 'toaster'"),
+        ("train --threads 0", "threads must be 1 or more"),
+        ("flops lenet", "unknown model 'lenet'"),
+        ("flops wrn-22-2 --sparsity 1.5", "sparsity 1.5 is outside [0, 1)"),
+        ("flops wrn-22-2 --sparsity abc", "could not convert string to float: 'abc'"),
+        ("flops wrn-22-2 --sparsity 0.999999", "each needs one"),
+        ("flops wrn-22-2 --method pruning --total-steps 0", "total_steps must be 1 or more"),
+        ("train --data cifar100 --out new", "CIFAR-100 is not in "),
+        ("train --augmentation crop-flip --out new", "augmentation crop-flip is for images"),
+        ("data", "Expected one of {fetch, list}"),
+        ("data fetch imagenet", "there is no download of 'imagenet'"),
+        ("report OTHER", "holds no runs"),
+        ("report nowhere", "nowhere holds no runs"),
+    ],
+)
+def test_a_slip_is_one_line_and_exit_2(
+    arguments: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("FILE").write_text("")
+    Path("OTHER").mkdir()
+    Path("OTHER/thing").write_text("")
+    assert main(arguments.split()) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("regrow: ")
+    assert said.err.count("\n") == 1
+    assert message in said.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["FILE", "OTHER"]
+    assert sorted(path.name for path in (tmp_path / "OTHER").iterdir()) == ["thing"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_slip_reads_the_same_whatever_the_terminal(encoding: str) -> None:
+    command = [sys.executable, "-m", "regrow_lab", "study", "x", "--frobnicate", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": encoding})
+    assert done.returncode == 2
+    assert done.stderr == "regrow: Unrecognized options: --frobnicate, 2; For full helptext, run regrow --help\n"
+
+
+def test_colours_are_left_out_of_a_slip() -> None:
+    top = "\x1b[31m╭─\x1b[0m \x1b[1mTitle\x1b[0m ─╮\n\x1b[31m│\x1b[0m some --words │\n"
+    box = top + "│ in two lines. │\n│ ───── │\n│ help │\n╰──╯\n"
+    assert _without_box(box) == "some --words in two lines; help"
+
+
+def test_train_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "lab")
+    command = ["train", "--method", "rigl", "--sparsity", "0.5", "--epochs", "2", "--out", out]
+    assert main(command) == 0
+    config = RunConfig(method="rigl", sparsity=0.5, epochs=2)
+    folder = store.run_folder(Path(out), config)
+    result = store.read_json(folder / "result.json")
+    first, second, last, where = capsys.readouterr().out.splitlines()
+    assert first.startswith("epoch   1/2  step 21  loss 2.")
+    assert second.startswith("epoch   2/2  step 42  loss ")
+    assert last.startswith(f"{config.run_id}  test accuracy {result['test_accuracy']:.1f} %")
+    assert where == str(folder)
+    assert (folder / "weights.pt").exists()
+
+    assert main(command) == 0
+    assert capsys.readouterr().out.startswith(f"{config.run_id}  test accuracy")
+    assert store.read_json(folder / "result.json") == result
+
+    assert main(["report", out]) == 0
+    assert "RigL" in capsys.readouterr().out
+    assert any((Path(out) / "report").iterdir())
+
+    with store.claim(folder):
+        (folder / "result.json").unlink()
+        assert main(command) == 1
+    assert capsys.readouterr().err.startswith(f"regrow: {config.run_id} is under way in process {os.getpid()}")
+
+
+@pytest.mark.usefixtures("tiny_study")
+def test_study(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "digits"
+    command = ["study", "digits", "--workers", "1", "--seeds", "1", "--out", str(out)]
+    assert main(command) == 0
+    said = capfd.readouterr()
+    assert f"[1/2] {TINY[0].run_id}" in said.out
+    assert "2 runs: 0 finished before, 2 now in " in said.out
+    assert said.err == ""
+    assert store.read_json(out / "study.json")["study"] == "digits"
+    assert any((out / "report").iterdir())
+    assert main(command) == 0
+    assert "2 runs: 2 finished before, 0 now in " in capfd.readouterr().out
+
+
+def test_a_study_with_a_run_that_fails_says_so(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = RunConfig(model="lenet")
+    monkeypatch.setitem(STUDIES, "digits", lambda seeds: [wrong, TINY[0]])
+    assert main(["study", "digits", "--workers", "1", "--out", str(tmp_path / "digits")]) == 1
+    said = capfd.readouterr()
+    assert "2 runs: 0 finished before, 1 now in " in said.out
+    assert said.err.startswith(f"regrow: {wrong.run_id} failed: unknown model 'lenet'")
+
+
+def children(process: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_study_that_is_stopped_leaves_no_process_and_goes_on(tmp_path: Path, how: signal.Signals) -> None:
+    out = tmp_path / "digits"
+    command = [
+        sys.executable,
+        "-m",
+        "regrow_lab",
+        "study",
+        "digits",
+        "--workers",
+        "1",
+        "--seeds",
+        "1",
+        "--out",
+        str(out),
+    ]
+    study = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert study.stdout is not None
+    assert study.stdout.readline().startswith("[ 1/69] dense-seed0-")
+    workers = children(study.pid)
+    assert workers
+    if how == signal.SIGINT:
+        os.killpg(study.pid, how)  # as a terminal does
+    else:
+        study.send_signal(how)
+    said = study.communicate(timeout=60)[1]
+    if how == signal.SIGINT:
+        assert study.returncode == 130
+        assert said.startswith("regrow: stopped with ")
+        assert said.endswith("of 69 runs finished; the same command goes on from there\n")
+        assert said.count("\n") == 1
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    for run in store.read_runs(out):
+        with store.claim(run.folder):
+            pass  # no lock is left
+
+
+FLOPS = ["flops", "wrn-22-2", "--json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ratio", "train_ratio"),
+    [
+        (["--sparsity", "0.9", "--distribution", "uniform", "--method", "rigl"], 0.1025, 0.1055),
+        (["--sparsity", "0.9", "--distribution", "erk", "--method", "rigl"], 0.1736, 0.1763),
+        (["--sparsity", "0.95", "--distribution", "erk"], 0.0881, 0.0911),
+        (["--sparsity", "0.5", "--distribution", "er", "--method", "static"], 0.7270, 0.7270),
+        (["--sparsity", "0.9", "--distribution", "uniform", "--method", "snfs"], 0.1025, (2 * 0.1025 + 1) / 3),
+        (["--sparsity", "0", "--method", "static"], 1.0, 1.0),
+        (["--method", "dense"], 1.0, 1.0),
+    ],
+)
+def test_flops_as_json(
+    arguments: list[str], ratio: float, train_ratio: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*FLOPS, *arguments]) == 0
+    counted = json.loads(capsys.readouterr().out)
+    assert counted["dense_flops"] == 315_460_096
+    assert counted["sparse_flops"] == pytest.approx(ratio * 315_460_096, rel=1e-3)
+    assert counted["test_ratio"] == pytest.approx(ratio, abs=1e-4)
+    assert counted["train_ratio"] == pytest.approx(train_ratio, abs=1e-4)
+    assert counted["estimated"] == ("snfs" in arguments)
+
+
+def test_flops_that_training_decides_are_called_estimated(capsys: pytest.CaptureFixture[str]) -> None:
+    counted = {}
+    for method in ("pruning", "snip", "rigl-sg", "rigl-sm", "small-dense"):
+        assert main([*FLOPS, "--sparsity", "0.9", "--method", method]) == 0
+        counted[method] = json.loads(capsys.readouterr().out)
+    assert {method for method in counted if counted[method]["estimated"]} == {"pruning", "snip", "rigl-sg", "rigl-sm"}
+    for method in ("pruning", "snip"):
+        assert counted[method]["test_ratio"] == pytest.approx(0.1, abs=1e-4)
+    # The cubic ramp takes a quarter of its span at full sparsity's worth: E[d] = 1 - S (t1 - (t1 - t0) / 4 ...) / T.
+    start, stop, total = 700, 66_000, 88_000
+    mean = 1 - 0.9 * ((stop - start) * 3 / 4 + (total - stop)) / total
+    assert counted["pruning"]["train_ratio"] == pytest.approx(mean, abs=2e-3)
+    assert counted["snip"]["train_ratio"] == pytest.approx(0.1, abs=1e-4)
+    # The stem keeps its 16 channels, so a small net of a tenth of the weights has a little more of the FLOPs.
+    assert counted["small-dense"]["test_ratio"] == pytest.approx(0.107, abs=0.01)
+
+
+def test_flops_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["flops", "resnet50-cifar", "--sparsity", "0.8", "--distribution", "uniform", "--method", "rigl-sg"]) == 0
+    )
+    title, dense, sparse, training, note = capsys.readouterr().out.splitlines()
+    assert title == "resnet50-cifar, rigl-sg, uniform, sparsity 0.8"
+    assert "2,596,028,416 FLOPs a sample" in dense
+    assert sparse.endswith("0.2011 of dense")
+    assert training.endswith("0.2037 of dense")
+    assert "estimated" in note

@@ -1,0 +1,166 @@
+import dataclasses
+import itertools
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from regrow_lab import learning_rate, methods
+from regrow_lab.config import (
+    AUGMENTATIONS,
+    DISTRIBUTIONS,
+    METHODS,
+    OPTIMIZERS,
+    SCHEDULES,
+    WITH_DISTRIBUTION,
+    RunConfig,
+)
+from regrow_lab.data import augment
+from regrow_lab.optimization import optimizer_of
+
+CHANGES = {
+    "model": "wrn-22-2",
+    "data": "another",
+    "method": "snip",
+    "sparsity": 0.5,
+    "distribution": "uniform",
+    "multiplier": 2,
+    "seed": 1,
+    "epochs": 61,
+    "batch_size": 32,
+    "learning_rate": 0.2,
+    "momentum": 0.8,
+    "nesterov": True,
+    "weight_decay": 0.0,
+    "schedule": "constant",
+    "every": 10,
+    "drop_fraction": 0.4,
+    "stop": 0.5,
+    "pruning_start": 0.1,
+    "warmup_steps": 100,
+    "decay_steps": 20_000,
+    "decay": 0.1,
+    "optimizer": "adam",
+    "clip": 1.0,
+    "label_smoothing": 0.1,
+    "augmentation": "crop-flip",
+    "validation": 100,
+    "image_size": 32,
+    "sequence_length": 64,
+    "precision": "bf16",
+    "compiled": True,
+}
+RIGL = RunConfig(method="rigl", sparsity=0.9)
+
+
+def test_every_name_of_the_configuration_stands_for_something() -> None:
+    assert set(METHODS) == set(methods.RECIPES)
+    assert set(DISTRIBUTIONS) == set(methods.DISTRIBUTIONS)
+    assert set(SCHEDULES) == set(learning_rate.SCHEDULES)
+    assert set(AUGMENTATIONS) == set(augment.AUGMENTATIONS)
+    for name in OPTIMIZERS:
+        made = optimizer_of(RunConfig(optimizer=name), torch.nn.Linear(2, 2))
+        assert type(made).__name__.lower() == name
+
+
+def test_run_id_reads_well_and_stays_what_it_is() -> None:
+    # The names of stored folders: when one of these changes, finished runs are trained again.
+    assert RunConfig().run_id == "dense-seed0-44136fa3"
+    assert RunConfig(method="rigl", sparsity=0.95).run_id == "rigl-erk-s0.95-seed0-569288b6"
+    longer = RunConfig(method="rigl", sparsity=0.95, distribution="uniform", multiplier=2, seed=3)
+    assert longer.run_id.startswith("rigl-2x-uniform-s0.95-seed3-")
+
+
+def test_changes_cover_every_field() -> None:
+    assert CHANGES.keys() == {field.name for field in dataclasses.fields(RunConfig)}
+
+
+def test_every_field_makes_another_run() -> None:
+    runs = [RIGL]
+    for name, value in CHANGES.items():
+        runs.append(dataclasses.replace(RIGL, **{name: value} | ({"distribution": None} if name == "method" else {})))
+    for one, other in itertools.combinations(runs, 2):
+        assert one.run_id != other.run_id
+
+
+def test_fields_at_their_defaults_do_not_enter_the_id() -> None:
+    assert RunConfig(epochs=60, model="lenet-300-100", seed=0).run_id == RunConfig().run_id
+
+
+@pytest.mark.parametrize("method", WITH_DISTRIBUTION)
+def test_erk_is_taken_where_no_distribution_is_given(method: str) -> None:
+    assert RunConfig(method=method, sparsity=0.9) == RunConfig(method=method, sparsity=0.9, distribution="erk")
+
+
+@given(
+    st.builds(
+        dict,
+        method=st.sampled_from(WITH_DISTRIBUTION),
+        sparsity=st.floats(0, 1, exclude_max=True),
+        distribution=st.sampled_from(DISTRIBUTIONS),
+        seed=st.integers(0, 99),
+        every=st.integers(1, 1000),
+    )
+)
+def test_to_dict_and_back(fields: dict[str, object]) -> None:
+    config = RunConfig(**fields)
+    assert RunConfig.from_dict(config.to_dict()) == config
+
+
+def test_from_dict_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(ValueError, match="unknown field colour"):
+        RunConfig.from_dict({"colour": "red"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"method": "rigI", "sparsity": 0.9}, "unknown method 'rigI': choose one of dense, "),
+        ({"method": "rigl", "sparsity": 1.0}, r"sparsity 1 is outside \[0, 1\)"),
+        ({"method": "rigl", "sparsity": -0.1}, r"outside \[0, 1\)"),
+        ({"method": "rigl", "sparsity": float("nan")}, r"sparsity nan is outside \[0, 1\)"),
+        ({"sparsity": 0.5}, "dense takes no sparsity"),
+        ({"distribution": "erk"}, "dense takes no distribution"),
+        ({"method": "snip", "sparsity": 0.9, "distribution": "erk"}, "snip takes no distribution"),
+        (
+            {"method": "set", "sparsity": 0.9, "distribution": "erc"},
+            "unknown distribution 'erc': choose one of uniform",
+        ),
+        ({"schedule": "linear"}, "unknown schedule 'linear'"),
+        ({"epochs": 0}, "epochs must be 1 or more, given 0"),
+        ({"multiplier": 0}, "multiplier must be 1 or more"),
+        ({"batch_size": 0}, "batch_size must be 1 or more"),
+        ({"every": 0}, "every must be 1 or more"),
+        ({"seed": -1}, "seed must be 0 or more"),
+        ({"learning_rate": float("inf")}, "learning_rate must be a finite number"),
+        ({"momentum": -1.0}, "momentum must be a finite number, 0 or more"),
+        ({"optimizer": "sdg"}, "unknown optimizer 'sdg': choose one of sgd, adam, adamw"),
+        ({"optimizer": "adam", "nesterov": True}, "nesterov is of sgd alone"),
+        ({"augmentation": "flip"}, "unknown augmentation 'flip': choose one of none, crop-flip"),
+        ({"precision": "fp16"}, "unknown precision 'fp16'"),
+        ({"label_smoothing": 1.0}, r"label_smoothing must lie in \[0, 1\), given 1.0"),
+        ({"clip": -1.0}, "clip must be a finite number"),
+        ({"decay": 2.0}, r"decay must lie in \[0, 1\]"),
+        ({"decay_steps": 0}, "decay_steps must be 1 or more"),
+        ({"sequence_length": 0}, "sequence_length must be 1 or more"),
+        ({"validation": -1}, "validation must be 0 or more"),
+        ({"warmup_steps": -1}, "warmup_steps must be 0 or more"),
+        ({"drop_fraction": 1.5}, r"drop_fraction must lie in \[0, 1\], given 1.5"),
+        ({"stop": -0.5}, r"stop must lie in \[0, 1\]"),
+    ],
+)
+def test_refusals_say_what_was_given_and_what_is_expected(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RunConfig(**fields)
+
+
+def test_configurations_and_studies_do_not_import_torch() -> None:
+    program = (
+        "import sys, regrow_lab.config, regrow_lab.studies, regrow_lab.store, regrow_lab.launch; print(*sys.modules)"
+    )
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert "regrow_lab.launch" in loaded
+    assert "torch" not in loaded

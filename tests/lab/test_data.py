@@ -1,0 +1,552 @@
+"""Data sets in every form that they have on a disk, whole, broken and hostile."""
+
+import dataclasses
+import gzip
+import hashlib
+import io
+import os
+import pickle
+import pickletools
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pictures
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from regrow_lab import data as data_module
+from regrow_lab.config import RunConfig
+from regrow_lab.data import Dataset, ImageFiles, Text, load_data, title_of
+from regrow_lab.data.cache import cache_folder, decoded
+from regrow_lab.data.cifar import CIFAR_10, CIFAR_100, Archive, find_cifar
+from regrow_lab.data.folder import find_image_folder
+from regrow_lab.data.hugging_face import find_hugging_face
+from regrow_lab.data.idx import MNIST, find_idx, read_idx
+from regrow_lab.data.pickles import read_pickle
+from regrow_lab.data.sets import IMAGE_SETS, ImageSet
+from regrow_lab.data.source import Decoded, Source
+
+CPU = torch.device("cpu")
+LABELS = [3, 1, 4, 1]
+TRAIN, TEST = pictures.random_images(4, seed=1), pictures.random_images(2, seed=2)
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("REGROW_DATA", str(tmp_path_factory.mktemp("data")))
+
+
+def root() -> Path:
+    return Path(os.environ["REGROW_DATA"])
+
+
+def contents(archive: Archive) -> dict[str, bytes]:
+    """The members of a tiny archive: four training images in the first file and two in each other."""
+    found = {}
+    for number, (name, _) in enumerate((*archive.train, *archive.test)):
+        images, labels = (TRAIN, LABELS) if number == 0 else (TEST, [0, 9])
+        if archive.label_bytes is None:
+            found[name] = pictures.python_2_pickle(images, labels, archive.label_key.encode())
+        else:
+            found[name] = pictures.records(images, labels, coarse=7 if archive.label_bytes == 2 else None)
+    return found
+
+
+def tiny(archive: Archive) -> Archive:
+    """The archive with the checksums of tiny contents."""
+    known = contents(archive)
+
+    def with_md5(part: tuple[tuple[str, str | None], ...]) -> tuple[tuple[str, str | None], ...]:
+        return tuple((name, md5 and hashlib.md5(known[name]).hexdigest()) for name, md5 in part)
+
+    return dataclasses.replace(archive, train=with_md5(archive.train), test=with_md5(archive.test))
+
+
+def write_packed(archive: Archive, folder: Path) -> Archive:
+    path = folder / archive.name
+    with tarfile.open(path, "w:gz") as packed:
+        for name, content in {"readme.html": b"text", **contents(archive)}.items():
+            member = tarfile.TarInfo(f"{archive.folder}/{name}")
+            member.size = len(content)
+            packed.addfile(member, io.BytesIO(content))
+    content = path.read_bytes()
+    return dataclasses.replace(tiny(archive), size=len(content), md5=hashlib.md5(content).hexdigest())
+
+
+def write_unpacked(archive: Archive, folder: Path) -> Archive:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents(archive).items():
+        (folder / name).write_bytes(content)
+    return tiny(archive)
+
+
+ARCHIVES = [*CIFAR_10, *CIFAR_100]
+
+
+@pytest.mark.parametrize("form", ["packed", "unpacked", "itself"])
+@pytest.mark.parametrize("archive", ARCHIVES, ids=lambda archive: archive.name)
+def test_cifar_is_read_in_every_form(tmp_path: Path, archive: Archive, form: str) -> None:
+    if form == "packed":
+        archive = write_packed(archive, tmp_path)
+    else:
+        archive = write_unpacked(archive, tmp_path if form == "itself" else tmp_path / archive.folder)
+    source = find_cifar((archive,), tmp_path)
+    assert source is not None
+    found = source.read()
+    assert torch.equal(found.train_images[:4], TRAIN)
+    assert found.train_labels[:4].tolist() == LABELS
+    assert torch.equal(found.test_images, TEST)
+    assert found.test_labels.tolist() == [0, 9]
+    assert found.train_labels.dtype == torch.int64
+    assert len(found.train_images) == 4 + 2 * (len(archive.train) - 1)
+    assert sorted(path.name for path in tmp_path.rglob("*") if "readme" in path.name) == []  # nothing was unpacked
+
+
+def test_cifar_that_is_not_there(tmp_path: Path) -> None:
+    assert find_cifar(CIFAR_10, tmp_path) is None
+
+
+@pytest.mark.parametrize("archive", CIFAR_10, ids=lambda archive: archive.name)
+def test_cifar_that_is_broken(tmp_path: Path, archive: Archive) -> None:
+    def read(known: Archive) -> None:
+        source = find_cifar((known,), tmp_path)
+        assert source is not None
+        source.read()
+
+    packed = write_packed(archive, tmp_path)
+    path = tmp_path / archive.name
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match=rf"{archive.name} is truncated: [\d,]+ of [\d,]+ bytes; fetch it again"):
+        read(packed)
+    path.write_bytes(whole[:-1] + b"x")
+    with pytest.raises(ValueError, match=r"is not the published file \(its MD5 is [0-9a-f]{32}, not "):
+        read(packed)
+    short = dataclasses.replace(packed, size=len(whole) - 9999, md5=hashlib.md5(whole[:-9999]).hexdigest())
+    path.write_bytes(whole[:-9999])
+    with pytest.raises(ValueError, match="cannot be unpacked"):
+        read(short)
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"has no cifar-10-batches-.*/other"):
+        read(dataclasses.replace(packed, train=(*packed.train, ("other", None))))
+
+    path.unlink()
+    unpacked = write_unpacked(archive, tmp_path)
+    last = tmp_path / unpacked.test[0][0]
+    whole = last.read_bytes()
+    last.write_bytes(whole[:-10])
+    with pytest.raises(ValueError, match=f"{last.name}.* is (truncated|not the published file)"):
+        read(unpacked)
+    last.unlink()
+    with pytest.raises(ValueError, match=rf"{last.name} is missing: unpack {archive.name} again"):
+        read(unpacked)
+
+
+@pytest.mark.parametrize(
+    "fields", [{b"labels": [1, 2]}, {b"data": b"x" * 3072, b"labels": [1]}, {b"data": 3, b"labels": ["cat"]}, [1, 2]]
+)
+def test_a_pickle_without_images_is_no_cifar(tmp_path: Path, fields: Any) -> None:
+    archive = dataclasses.replace(CIFAR_10[1], train=(("data_batch_1", None),), test=(("test_batch", None),))
+    for name in ("data_batch_1", "test_batch"):
+        (tmp_path / name).write_bytes(pickle.dumps(fields))
+    source = find_cifar((archive,), tmp_path)
+    assert source is not None
+    with pytest.raises(ValueError, match="has no data of 3072 bytes an image with as many labels"):
+        source.read()
+
+
+# Pickles
+
+
+class Hostile:
+    """Asks, when it is loaded, for a call of what it was made with."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def marker() -> Path:
+    return root() / "was-run"
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_hostile_pickle_is_refused_and_not_run(protocol: int) -> None:
+    command = f"touch {marker()}"
+    attacks = [
+        Hostile(os.system, command),
+        Hostile(eval, f"open({str(marker())!r}, 'w')"),
+        Hostile(exec, f"open({str(marker())!r}, 'w')"),
+        Hostile(open, str(marker()), "w"),
+        Hostile(getattr, Path, "touch"),
+        Hostile(__import__, "os"),
+        Hostile(Path.touch, marker()),
+        Hostile(torch.load, str(marker())),
+    ]
+    for attack in attacks:
+        for content in (attack, {b"data": attack}, [attack]):
+            with pytest.raises(ValueError, match=r"data_batch_1 is not a pickle of plain data \(.*it is refused"):
+                read_pickle(pickle.dumps(content, protocol), "data_batch_1")
+    assert not marker().exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"cos\nsystem\n(S'true'\ntR.",
+        b"(S'true'\nios\nsystem\n.",
+        b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93\x8c\x011\x85R.",
+        b"\x80\x04\x8c\x05numpy\x8c\x13ndarray.__reduce__\x93)R.",
+        b"cnumpy\nload\n(S'x'\ntR.",
+        b"cnumpy.core.multiarray\nfromfile\n.",
+        b"Pidentity\n.",  # a persistent object
+        b"\x82\x01.",  # an object of the extension registry
+        b"",
+        b"no pickle at all",
+    ],
+)
+def test_names_beyond_the_few_are_refused_whatever_the_opcode(content: bytes) -> None:
+    with pytest.raises(ValueError, match="is not a pickle of plain data"):
+        read_pickle(content, "it")
+
+
+def test_arrays_that_lie_about_themselves_are_refused() -> None:
+    good = pictures.python_2_pickle(TEST, [0, 9])
+    assert read_pickle(good, "it")["labels"] == [0, 9]
+    for lie in (
+        good.replace(b"U\x02u1", b"U\x02O8"),  # objects
+        good.replace(b"U\x02u1", b"U\x02i8"),
+        good.replace(b"M\x00\x0c", b"M\x01\x0c"),  # a shape larger than the content
+        good[: good.index(b"(K\x01J")] + b"u.",  # no content at all
+        good[:-200],
+    ):
+        with pytest.raises(ValueError, match="is not a pickle of plain data"):
+            read_pickle(lie, "it")
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_arrays_that_python_3_pickled_are_read(protocol: int) -> None:
+    array = TEST.numpy()
+    content = pickle.dumps({"data": array, "labels": [0, 9]}, protocol)
+    allowed = "frombuffer" not in {str(argument) for _, argument, _ in pickletools.genops(content) if argument}
+    if protocol < 5 and allowed:
+        found = read_pickle(content, "it")
+        assert torch.equal(found["data"], TEST)
+        assert found["labels"] == [0, 9]
+    fortran = pickle.dumps({"data": array.transpose(3, 2, 1, 0)}, 3)
+    assert torch.equal(read_pickle(fortran, "it")["data"], TEST.permute(3, 2, 1, 0))
+
+
+# MNIST
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+@pytest.mark.parametrize("below", ["", "raw"])
+def test_idx_files(tmp_path: Path, ending: str, below: str) -> None:
+    images = {"train": pictures.random_images(3, 1, 28, 1), "t10k": pictures.random_images(2, 2, 28, 1)}
+    labels = {"train": torch.tensor([5, 0, 4]).byte(), "t10k": torch.tensor([7, 2]).byte()}
+    (tmp_path / below).mkdir(exist_ok=True)
+    for part in images:
+        for kind, array in (("images-idx3", images[part][..., 0]), ("labels-idx1", labels[part])):
+            content = pictures.idx(array)
+            path = tmp_path / below / f"{part}-{kind}-ubyte{ending}"
+            path.write_bytes(gzip.compress(content) if ending else content)
+    source = find_idx({}, tmp_path)
+    assert source is not None
+    found = source.read()
+    assert torch.equal(found.train_images, images["train"])
+    assert torch.equal(found.test_images, images["t10k"])
+    assert (found.train_labels.tolist(), found.test_labels.tolist()) == ([5, 0, 4], [7, 2])
+    if ending:
+        published = find_idx(MNIST, tmp_path)
+        assert published is not None
+        with pytest.raises(ValueError, match="is not the published file"):
+            published.read()
+    (tmp_path / below / f"t10k-labels-idx1-ubyte{ending}").unlink()
+    with pytest.raises(ValueError, match=r"has no t10k-labels-idx1-ubyte \(nor with .gz\): fetch it again"):
+        find_idx({}, tmp_path)
+    assert find_idx({}, tmp_path / "elsewhere") is None
+
+
+def test_idx_files_that_are_broken(tmp_path: Path) -> None:
+    whole = pictures.idx(torch.arange(10).byte())
+    path = tmp_path / "labels"
+    for content, message in (
+        (whole[:-1], "is truncated: 17 bytes, its header promises 18"),
+        (b"\0\0\x0d\x01" + whole[4:], "is no idx file of bytes"),
+        (b"", "is no idx file of bytes"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            read_idx(path)
+    packed = tmp_path / "labels.gz"
+    for content in (gzip.compress(whole)[:-6], b"\x1f\x8b\x08nonsense and more of it", b"plain"):
+        packed.write_bytes(content)
+        with pytest.raises(ValueError, match="is truncated or no gzip file"):
+            read_idx(packed)
+
+
+# Image folders
+
+
+def test_an_image_folder(tmp_path: Path) -> None:
+    source = find_image_folder(pictures.write_image_folder(tmp_path))
+    assert source is not None
+    found = source.read()
+    assert (found.train_images.shape, found.test_images.shape) == ((24, 8, 8, 3), (8, 8, 8, 3))
+    assert found.train_labels.tolist() == [0] * 12 + [1] * 12
+    assert torch.equal(found.train_images[0], pictures.random_images(12, 1, 8)[0] // 2 + 127)
+    assert source.folder == tmp_path
+
+
+def test_images_of_several_sizes_are_scaled_or_refused(tmp_path: Path) -> None:
+    pictures.write_image_folder(tmp_path)
+    Image.new("RGB", (20, 12), (255, 0, 0)).save(tmp_path / "train/dark/wide.png")
+    source = find_image_folder(tmp_path)
+    assert source is not None
+    with pytest.raises(ValueError, match=r"wide.png is 20×12, .*000.png is 8×8: scale them with image_size"):
+        source.read()
+    source = find_image_folder(tmp_path, image_size=16)
+    assert source is not None
+    found = source.read()
+    assert found.train_images.shape == (25, 16, 16, 3)
+    assert (found.train_images[-1] == torch.tensor([255, 0, 0])).all()
+
+
+def test_grey_images_have_one_channel(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        (tmp_path / part / "only").mkdir(parents=True)
+        Image.new("L", (4, 4), 77).save(tmp_path / part / "only" / "a.png")
+    source = find_image_folder(tmp_path)
+    assert source is not None
+    assert source.read().train_images.shape == (1, 4, 4, 1)
+
+
+def test_image_folders_that_are_none(tmp_path: Path) -> None:
+    assert find_image_folder(tmp_path) is None
+    (tmp_path / "train/cat").mkdir(parents=True)
+    with pytest.raises(ValueError, match="has train/ but no test/ or val/"):
+        find_image_folder(tmp_path)
+    (tmp_path / "val/dog").mkdir(parents=True)
+    with pytest.raises(ValueError, match="class 'cat' is in only one of train/ and val/"):
+        find_image_folder(tmp_path)
+    (tmp_path / "val/cat").mkdir()
+    (tmp_path / "train/dog").mkdir()
+    with pytest.raises(ValueError, match="holds no images"):
+        find_image_folder(tmp_path)
+    for part in ("train", "val"):
+        (tmp_path / part / "cat/broken.png").write_bytes(b"\x89PNG and then nothing")
+    source = find_image_folder(tmp_path)
+    assert source is not None
+    with pytest.raises(ValueError, match=r"broken.png is no image that can be read \(.*\): repair or delete it"):
+        source.read()
+
+
+# Hugging Face
+
+
+def png(image: Tensor) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image.numpy()).save(file, "png")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow stream", "arrow file"])
+def test_hugging_face_files(tmp_path: Path, form: str) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import ipc, parquet
+
+    for part, images, labels in (("train", TRAIN, LABELS), ("test", TEST, [0, 9])):
+        cells = [{"bytes": png(image), "path": None} for image in images]
+        table = pyarrow.table({"img": cells, "label": labels})
+        if form == "parquet":
+            (tmp_path / "plain_text").mkdir(exist_ok=True)
+            parquet.write_table(table, tmp_path / f"plain_text/{part}-00000-of-00001.parquet")
+            continue
+        (tmp_path / part).mkdir()
+        path = str(tmp_path / part / "data-00000-of-00001.arrow")
+        writer = ipc.new_stream(path, table.schema) if form == "arrow stream" else ipc.new_file(path, table.schema)
+        with writer:
+            writer.write_table(table)
+    source = find_hugging_face(tmp_path)
+    assert source is not None
+    found = source.read()
+    assert torch.equal(found.train_images, TRAIN)
+    assert torch.equal(found.test_images, TEST)
+    assert (found.train_labels.tolist(), found.test_labels.tolist()) == (LABELS, [0, 9])
+    for path in source.files:
+        path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match="is truncated or broken"):
+        source.read()
+
+
+def test_hugging_face_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in ("train", "test"):
+        (tmp_path / f"{part}-00000-of-00001.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    source = find_hugging_face(tmp_path)
+    assert source is not None
+    with pytest.raises(ValueError, match="pyarrow is not installed: pip install pyarrow pillow"):
+        source.read()
+    (tmp_path / "test-00000-of-00001.parquet").unlink()
+    with pytest.raises(ValueError, match="parquet files of a train part but none of a test part"):
+        find_hugging_face(tmp_path)
+
+
+# The cache
+
+
+def source_of(path: Path, reads: list[int]) -> Source:
+    def read() -> Decoded:
+        reads.append(1)
+        return Decoded(TRAIN, torch.tensor(LABELS), TEST, torch.tensor([0, 9]))
+
+    return Source("test", (path,), read)
+
+
+def test_a_set_is_decoded_once_and_again_when_its_files_change(tmp_path: Path) -> None:
+    path, reads = tmp_path / "file", list[int]()
+    path.write_bytes(b"1")
+    for _ in range(3):
+        found = decoded("name", source_of(path, reads))
+        assert torch.equal(found.train_images, TRAIN)
+        assert found.test_labels.tolist() == [0, 9]
+    assert len(reads) == 1
+    path.write_bytes(b"12")
+    decoded("name", source_of(path, reads))
+    assert len(reads) == 2
+    assert [entry.suffix for entry in cache_folder().iterdir()] == [".pt"]
+
+
+def test_a_broken_cache_is_made_again(tmp_path: Path) -> None:
+    path, reads = tmp_path / "file", list[int]()
+    path.write_bytes(b"1")
+    decoded("name", source_of(path, reads))
+    [cached] = cache_folder().iterdir()
+    whole = cached.read_bytes()
+    place = whole.index(bytes(TRAIN.flatten().tolist())[:64])
+    for broken in (whole[:100], b"", whole[:place] + b"other bytes" + whole[place + 11 :]):
+        cached.write_bytes(broken)
+        before = len(reads)
+        assert torch.equal(decoded("name", source_of(path, reads)).train_images, TRAIN)
+        assert len(reads) == before + 1
+        assert cached.read_bytes()[: len(whole)] == whole
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    reads = list[int]()
+    decoded("name", source_of(tmp_path / "file", reads))
+    decoded("name", source_of(tmp_path / "file", reads))
+    assert len(reads) == 2
+
+
+# Sets by name
+
+
+def tiny_set(name: str, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> ImageSet:
+    image_set = dataclasses.replace(IMAGE_SETS[name], **changes)
+    monkeypatch.setitem(IMAGE_SETS, name, image_set)
+    return image_set
+
+
+def test_a_set_is_found_checked_and_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = write_packed(CIFAR_10[0], root())
+    size = (4 + 2 * 4, 2)
+
+    def find(folder: Path) -> Source | None:
+        return find_cifar((archive,), folder)
+
+    tiny_set("cifar10", monkeypatch, loose=find, size=size)
+    with pytest.raises(ValueError, match="the labels are not 0 to 9; CIFAR-10 has 10 classes"):
+        load_data("cifar10", CPU)
+    tiny_set("cifar10", monkeypatch, size=(50_000, 10_000))
+    with pytest.raises(ValueError, match=r"holds 12 \+ 2 images of 32×32×3; CIFAR-10 has 50,000 \+ 10,000"):
+        load_data("cifar10", CPU)
+
+
+def test_a_set_that_is_missing_says_how_to_get_it() -> None:
+    with pytest.raises(
+        ValueError, match=r"CIFAR-100 is not in .* run `regrow data fetch cifar100`, or set REGROW_DATA"
+    ):
+        load_data("cifar100", CPU)
+    with pytest.raises(ValueError, match=r"CIFAR-10 \(JPEG\) is not in .*: unpack it there, or set REGROW_DATA"):
+        load_data("cifar10-jpeg", CPU)
+    with pytest.raises(ValueError, match=r"tinyshakespeare is not in .*looked for tinyshakespeare.txt"):
+        load_data("tinyshakespeare", CPU)
+    with pytest.raises(ValueError, match=r"unknown data 'nothing': choose one of digits, .*nothing does not exist\)"):
+        load_data("nothing", CPU)
+
+
+def test_jpeg_images_are_not_called_cifar_10(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures.write_image_folder(root() / "cifar10", side=32, ending="jpg")
+    with pytest.raises(ValueError, match=r"holds JPEG images.*say data cifar10-jpeg"):
+        load_data("cifar10", CPU)
+    tiny_set("cifar10-jpeg", monkeypatch, size=(24, 8), num_classes=2)
+    data = load_data("cifar10-jpeg", CPU)
+    assert isinstance(data, Dataset)
+    assert data.train_inputs.shape == (24, 32, 32, 3)
+    assert data.mean == (0.4914, 0.4822, 0.4465)
+    assert title_of("cifar10-jpeg") == "CIFAR-10 (JPEG)"
+    assert title_of("my-own") == "my-own"
+
+
+def test_any_folder_is_data_and_is_normalised_by_its_own_statistics() -> None:
+    pictures.write_image_folder(root() / "mine")
+    data = load_data("mine", CPU)
+    assert isinstance(data, Dataset)
+    pixels = data.train_inputs.double() / 255
+    assert torch.allclose(torch.tensor(data.mean).double(), pixels.mean((0, 1, 2)), atol=1e-6)
+    assert torch.allclose(torch.tensor(data.std).double(), pixels.std((0, 1, 2), correction=0), atol=1e-6)
+    parts = data.parts(RunConfig(data="mine"))
+    inputs, _ = next(parts.train.batches(torch.arange(24), 24))
+    assert torch.allclose(inputs.mean((0, 2, 3)), torch.zeros(3), atol=1e-5)
+    assert torch.allclose(inputs.std((0, 2, 3)), torch.ones(3), atol=1e-2)
+
+
+def test_a_folder_larger_than_the_memory_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures.write_image_folder(root() / "large")
+    monkeypatch.setattr(data_module, "memory_limit", lambda device: 100)
+    data = load_data("large", CPU)
+    assert isinstance(data, ImageFiles)
+    assert data.parts(RunConfig(data="large")).num_classes == 2
+
+
+def test_a_text_is_split_ninety_to_ten() -> None:
+    content = bytes(range(256)) * 4
+    for name in ("tinyshakespeare.txt", "mine.txt"):
+        (root() / name).write_bytes(content)
+    for name in ("tinyshakespeare", "mine.txt"):
+        data = load_data(name, CPU)
+        assert isinstance(data, Text)
+        assert bytes(data.train.tolist() + data.test.tolist()) == content
+        assert len(data.train) == int(0.9 * 1024)
+    with pytest.raises(ValueError, match="too few for windows of 512 with 0 held out: give a smaller sequence_length"):
+        data.parts(RunConfig(data="mine.txt"))
+    parts = data.parts(RunConfig(data="mine.txt", sequence_length=16))
+    assert (parts.is_text, parts.num_classes, tuple(parts.example.shape)) == (True, 256, (1, 16))
+
+
+def test_augmentation_is_for_images() -> None:
+    with pytest.raises(ValueError, match="augmentation crop-flip is for images, data digits has none"):
+        load_data("digits", CPU).parts(RunConfig(augmentation="crop-flip"))
+
+
+def test_the_published_numbers_are_in_form() -> None:
+    for archive in ARCHIVES:
+        assert 160e6 < archive.size < 180e6
+        for md5 in (archive.md5, *(md5 for _, md5 in (*archive.train, *archive.test) if md5)):
+            assert len(md5) == 32
+            assert int(md5, 16)
+    for image_set in IMAGE_SETS.values():
+        assert len(image_set.mean) == len(image_set.std) == image_set.shape[2]
+        for download in image_set.downloads:
+            assert int(download.md5, 16)
+            assert download.folder in image_set.folders

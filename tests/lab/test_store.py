@@ -1,0 +1,140 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from regrow_lab import store
+from regrow_lab.config import RunConfig
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from regrow_lab import store
+with store.claim(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def stored_run(directory: Path, config: RunConfig) -> Path:
+    folder = store.run_folder(directory, config)
+    with store.claim(folder):
+        store.write_config(folder, config)
+        (folder / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n')
+        store.write_json(folder / "result.json", {"status": "finished"})
+    return folder
+
+
+def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
+    config = RunConfig(seed=4)
+    folder = stored_run(tmp_path, config)
+    [run] = store.read_runs(tmp_path)
+    assert run.folder == folder == tmp_path / "runs" / config.run_id
+    assert run.config == {"schema": 1, **config.to_dict()}
+    assert run.metrics == [{"epoch": 1}, {"epoch": 2}]
+    assert run.result == {"schema": 1, "status": "finished"}
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "metrics.jsonl", "result.json"]
+
+
+def test_an_unfinished_run_is_read_up_to_its_last_whole_line(tmp_path: Path) -> None:
+    folder = stored_run(tmp_path, RunConfig())
+    (folder / "result.json").unlink()
+    (folder / "metrics.jsonl").write_text('{"epoch": 1}\n{"epo')
+    [run] = store.read_runs(tmp_path)
+    assert run.metrics == [{"epoch": 1}]
+    assert run.result is None
+    assert not store.is_finished(folder)
+
+
+def test_a_folder_that_has_not_got_as_far_as_its_configuration_is_no_run(tmp_path: Path) -> None:
+    with store.claim(tmp_path / "runs" / "begun"):
+        assert store.read_runs(tmp_path) == []
+
+
+def test_a_file_is_replaced_whole_or_stays(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    store.write_json(path, {"a": 1})
+
+    def fail_halfway(file: object) -> None:
+        file.write(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        store.write_whole(path, fail_halfway)
+    assert json.loads(path.read_text()) == {"schema": 1, "a": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_a_number_that_json_does_not_have_is_never_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        store.write_json(tmp_path / "result.json", {"loss": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claimed_run_is_refused_and_says_who_holds_it(tmp_path: Path) -> None:
+    with store.claim(tmp_path), pytest.raises(store.ClaimedError, match="under way in process"), store.claim(tmp_path):
+        pass
+    with store.claim(tmp_path):
+        pass
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    with holder.stdout:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(store.ClaimedError, match=f"process {holder.pid} on"), store.claim(tmp_path):
+            pass
+        holder.kill()
+        holder.wait()
+    with store.claim(tmp_path):
+        pass
+
+
+def test_what_a_killed_process_was_writing_is_swept_up(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt.123.part").write_text("half")
+    with store.claim(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+    store.write_config(tmp_path, RunConfig())
+    store.write_config(tmp_path, RunConfig())
+    with pytest.raises(ValueError, match="of another run than dense-seed1-"):
+        store.write_config(tmp_path, RunConfig(seed=1))
+
+
+def test_refusals_of_reading(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no runs"):
+        store.read_runs(tmp_path)
+    with pytest.raises(ValueError, match="is not a run folder"):
+        store.read_run(tmp_path)
+    folder = stored_run(tmp_path, RunConfig())
+    (folder / "result.json").write_text("{")
+    with pytest.raises(ValueError, match=r"result\.json is not readable JSON"):
+        store.read_runs(tmp_path)
+    (folder / "result.json").write_text('{"schema": 2}')
+    with pytest.raises(ValueError, match="has schema 2, this version reads 1"):
+        store.read_runs(tmp_path)
+
+
+def test_a_study_folder_is_made_found_again_and_grows(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "digits"
+    store.open_study(out, "digits", 3)
+    store.open_study(out, "digits", 5)
+    store.open_study(out, "digits", 2)
+    assert store.read_json(out / "study.json") == {"schema": 1, "study": "digits", "seeds": 5}
+
+
+def test_refusals_of_study_folders(tmp_path: Path) -> None:
+    store.open_study(tmp_path / "a", "other", 3)
+    with pytest.raises(ValueError, match="folder of the study 'other', not 'digits'"):
+        store.open_study(tmp_path / "a", "digits", 3)
+    with pytest.raises(ValueError, match="is not a study folder, and not empty"):
+        store.open_study(tmp_path, "digits", 3)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file"):
+        store.open_study(tmp_path / "file", "digits", 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "file"]

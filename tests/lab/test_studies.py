@@ -1,0 +1,50 @@
+from collections import Counter
+
+import pytest
+
+from regrow_lab.config import WITH_DISTRIBUTION
+from regrow_lab.studies import STUDIES, study_runs
+
+SPARSITIES = {0.9, 0.95, 0.98, 0.99}
+
+
+def test_digits_is_the_whole_grid() -> None:
+    runs = study_runs("digits", 3)
+    rows = Counter((run.method, run.distribution, run.multiplier) for run in runs)
+    both = ("uniform", "erk")
+    expected = {("dense", None, 1): 3} | {(method, None, 1): 12 for method in ("small-dense", "snip", "pruning")}
+    expected |= {(method, name, 1): 12 for method in WITH_DISTRIBUTION for name in both}
+    expected |= {("rigl", name, 2): 12 for name in both}
+    assert rows == expected
+    for row in expected.keys() - {("dense", None, 1)}:
+        found = {(run.sparsity, run.seed) for run in runs if (run.method, run.distribution, run.multiplier) == row}
+        assert found == {(sparsity, seed) for sparsity in SPARSITIES for seed in range(3)}
+
+
+def test_digits_has_the_recipe_of_the_prototype() -> None:
+    for run in study_runs("digits", 1):
+        assert (run.model, run.data, run.epochs, run.batch_size) == ("lenet-300-100", "digits", 60, 64)
+        assert (run.learning_rate, run.momentum, run.weight_decay, run.schedule) == (0.1, 0.9, 5e-4, "cosine")
+        assert (run.drop_fraction, run.every, run.stop) == (0.3, 20, 0.75)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_holds_each_run_once_and_more_seeds_only_add(name: str) -> None:
+    two, three = ([run.run_id for run in study_runs(name, seeds)] for seeds in (2, 3))
+    assert len(set(three)) == len(three)
+    assert set(two) < set(three)
+    assert study_runs(name, 2)[0].seed == 0
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_says_cost_and_expected_result(name: str) -> None:
+    text = STUDIES[name].__doc__ or ""
+    assert "Cost:" in text
+    assert "Expected" in text
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match="unknown study 'digit': choose one of digits"):
+        study_runs("digit", 3)
+    with pytest.raises(ValueError, match="1 seed or more, given 0"):
+        study_runs("digits", 0)

@@ -1,0 +1,247 @@
+"""Stored runs -> summaries -> the table: the numbers are right, and nothing is averaged away."""
+
+import csv
+import io
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.text import Text
+from stored import store_run, store_study
+
+from regrow_lab.store import read_runs
+from regrow_lab.summary import GROUPS, Summary, summarise
+from regrow_lab.tables import Cell, Table, best_of_groups, make_tables, to_csv, to_latex, to_markdown, to_text
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> tuple[Summary, ...]:
+    store_study(tmp_path)
+    return summarise(read_runs(tmp_path))
+
+
+def table_of(directory: Path) -> Table:
+    (table,) = make_tables(summarise(read_runs(directory)))
+    return table
+
+
+def cells(table: Table) -> dict[str, tuple[Cell, ...]]:
+    return {row.label.removesuffix("†"): row.cells for group in table.groups for row in group}
+
+
+def test_mean_and_sample_deviation_over_seeds(tmp_path: Path) -> None:
+    accuracies = (96.0, 97.0, 98.6)
+    for seed, accuracy in enumerate(accuracies):
+        store_run(tmp_path, accuracy=accuracy, seed=seed, result={"seconds": seed + 1.0, "train_ratio": 0.1 * seed})
+    (cell,) = summarise(read_runs(tmp_path))
+    assert (cell.n, cell.diverged) == (3, 0)
+    assert cell.mean == pytest.approx(sum(accuracies) / 3)
+    assert cell.std == pytest.approx(statistics.stdev(accuracies))  # over n - 1, not n
+    assert (cell.median, cell.min, cell.max) == (97.0, 96.0, 98.6)
+    assert (cell.seconds, cell.peak_memory_mib) == (2.0, 200.0)
+    assert cell.train_ratio == pytest.approx(0.1)
+    assert cell.density == pytest.approx(0.1)
+
+
+def test_a_diverged_seed_is_marked_and_in_no_mean(tmp_path: Path) -> None:
+    for seed, accuracy in enumerate((91.0, None, 91.4)):
+        store_run(tmp_path, accuracy=accuracy, seed=seed)
+    (cell,) = summarise(read_runs(tmp_path))
+    assert (cell.n, cell.diverged) == (2, 1)
+    assert cell.mean == pytest.approx(91.2)
+    assert cells(table_of(tmp_path))["RigL (ERK)"][0].accuracy.split() == [
+        "91.2",
+        "±",
+        "0.28",
+        "(2/3;",
+        "1",
+        "diverged)",
+    ]
+    assert any("did not diverge" in note for note in table_of(tmp_path).notes)
+
+
+def test_a_setting_whose_seeds_all_diverged_has_a_cost_but_no_accuracy(tmp_path: Path) -> None:
+    for seed in range(2):
+        store_run(tmp_path, accuracy=None, seed=seed)
+    (cell,) = summarise(read_runs(tmp_path))
+    assert (cell.n, cell.diverged, cell.mean, cell.std, cell.min) == (0, 2, None, None, None)
+    assert cells(table_of(tmp_path))["RigL (ERK)"][0] == Cell("diverged (0/2)", "0.10x, 0.10x", best=False)
+
+
+def test_a_single_seed_has_no_deviation_and_fewer_seeds_say_so(tmp_path: Path) -> None:
+    store_run(tmp_path, "snip", accuracy=96.0)
+    for seed in range(3):
+        store_run(tmp_path, "pruning", accuracy=97.0, seed=seed)
+    shown = cells(table_of(tmp_path))
+    assert shown["SNIP"][0].accuracy.strip() == "96.0 (n = 1)"
+    assert shown["Pruning"][0].accuracy.split() == ["97.0", "±", "0.00"]
+
+
+def test_runs_under_way_are_left_out(tmp_path: Path) -> None:
+    store_run(tmp_path)
+    (store_run(tmp_path, seed=1, accuracy=50.0) / "result.json").unlink()
+    (cell,) = summarise(read_runs(tmp_path))
+    assert (cell.n, cell.mean) == (1, 97.0)
+
+
+def test_settings_that_differ_in_more_than_the_seed_are_never_averaged(tmp_path: Path) -> None:
+    store_run(tmp_path, accuracy=96.0, every=20)
+    store_run(tmp_path, accuracy=90.0, every=50)
+    assert {label: row[0].accuracy.strip() for label, row in cells(table_of(tmp_path)).items()} == {
+        "RigL (ERK, every=20)": "96.0",
+        "RigL (ERK, every=50)": "90.0",
+    }
+
+
+def test_a_result_without_a_field_is_refused_by_name(tmp_path: Path) -> None:
+    folder = store_run(tmp_path)
+    text = (folder / "result.json").read_text()
+    (folder / "result.json").write_text(text.replace('"train_ratio"', '"something"'))
+    with pytest.raises(ValueError, match=r"result\.json has no field 'train_ratio'"):
+        summarise(read_runs(tmp_path))
+
+
+def test_rows_have_the_labels_and_the_order_of_the_report(study: tuple[Summary, ...]) -> None:
+    (table,) = make_tables(study)
+    assert [[row.label for row in group] for group in table.groups] == [
+        ["Small Dense†", "SET", "RigL"],
+        ["SNIP", "SET (ERK)", "RigL (ERK)"],
+        ["RigL_2x", "RigL_2x (ERK)", "SNFS", "SNFS (ERK)", "Pruning"],
+        ["Dense"],
+    ]
+    assert table.sparsities == (0.9, 0.99)
+    assert len(table.groups) == len(GROUPS)
+
+
+def test_best_of_each_group_at_each_sparsity(study: tuple[Summary, ...]) -> None:
+    (table,) = make_tables(study)
+    assert [[row.label for row in group if row.cells[0].best] for group in table.groups] == [
+        ["RigL"],
+        ["RigL (ERK)"],
+        ["RigL_2x (ERK)"],
+        ["Dense"],
+    ]
+
+
+def test_what_is_shown_equal_is_equally_best(tmp_path: Path) -> None:
+    store_run(tmp_path, "set", accuracy=97.01)
+    store_run(tmp_path, "rigl", accuracy=97.04)
+    store_run(tmp_path, "static", accuracy=96.9)
+    assert [cell.label for cell in best_of_groups(summarise(read_runs(tmp_path)))] == ["SET (ERK)", "RigL (ERK)"]
+
+
+def test_a_cell_with_a_diverged_seed_is_never_the_best(tmp_path: Path) -> None:
+    store_run(tmp_path, "set", accuracy=99.0)
+    store_run(tmp_path, "set", accuracy=None, seed=1)
+    store_run(tmp_path, "rigl", accuracy=90.0)
+    assert [cell.label for cell in best_of_groups(summarise(read_runs(tmp_path)))] == ["RigL (ERK)"]
+
+
+def test_flops_are_ratios_except_for_the_dense_net(study: tuple[Summary, ...]) -> None:
+    (table,) = make_tables(study)
+    assert [cell.flops for cell in cells(table)["RigL_2x"]] == ["0.20x, 0.10x", "0.020x, 0.010x"]
+    assert [cell.flops for cell in cells(table)["Dense"]] == ["3.01e5, 1.00e5", "–"]
+
+
+def test_absolute_flops_of_a_large_net(tmp_path: Path) -> None:
+    store_run(tmp_path, "dense", 0.0, result={"dense_flops": 8_178_000_000})
+    assert cells(table_of(tmp_path))["Dense"][0].flops == "2.45e10, 8.18e9"
+
+
+def test_missing_cells_are_dashes(tmp_path: Path) -> None:
+    store_run(tmp_path, "set", sparsity=0.9)
+    store_run(tmp_path, "rigl", sparsity=0.95)
+    table = table_of(tmp_path)
+    assert cells(table)["SET (ERK)"][1] == cells(table)["RigL (ERK)"][0] == Cell("–", "–")
+    assert re.search(r"\| SET \(ERK\) .*\| – +\| – +\|$", to_markdown(table), re.MULTILINE)
+    assert re.search(r"^SET \(ERK\) .* & -- & -- \\\\$", to_latex(table), re.MULTILINE)
+    assert re.search(r"^SET \(ERK\) .* – +–$", to_text(table), re.MULTILINE)
+
+
+def test_achieved_density_is_said_where_it_is_not_the_label(study: tuple[Summary, ...], tmp_path: Path) -> None:
+    (table,) = make_tables(study)
+    (note,) = [note for note in table.notes if note.startswith("†")]
+    assert note == "† Achieved density, where it is not 1 − S: Small Dense 0.106 (S = 0.9), 0.016 (S = 0.99)."
+    store_run(tmp_path / "first layer dense", "static", result={"sparsity": 0.56})
+    table = table_of(tmp_path / "first layer dense")
+    assert table.groups[0][0].label == "Static (ERK)†"
+    assert "Static (ERK) 0.44 (S = 0.9)" in table.notes[-1]
+
+
+def test_each_model_and_data_set_has_a_table(tmp_path: Path) -> None:
+    store_run(tmp_path)
+    store_run(tmp_path, model="wrn-22-2", data="cifar10")
+    titles = [table.title for table in make_tables(summarise(read_runs(tmp_path)))]
+    assert titles == ["lenet-300-100 on digits", "wrn-22-2 on cifar10"]
+
+
+@pytest.mark.parametrize("width", [None, 70, 100])
+def test_text_lines_up_and_fits(study: tuple[Summary, ...], width: int | None) -> None:
+    (table,) = make_tables(study)
+    lines = to_text(table, width).splitlines()
+    assert all(len(line) <= (width or 120) for line in lines)
+    rows = [line for line in lines if line.startswith(("SET", "RigL", "SNFS", "Pruning"))]
+    assert len({line.index("±") for line in rows}) == 1
+    assert len(rows) == 9 * (2 if width == 70 else 1)
+
+
+def test_text_marks_the_best_with_bold_on_a_terminal_and_a_star_elsewhere(study: tuple[Summary, ...]) -> None:
+    (table,) = make_tables(study)
+    plain, styled = to_text(table), to_text(table, styled=True)
+    assert "\x1b" not in plain
+    assert "*" not in styled
+    bold = [span for span in Text.from_ansi(styled).spans if "bold" in str(span.style)]
+    starred = re.findall(r"\d\*", plain)
+    assert len(bold) == len(starred) + 1  # the title is bold too
+    assert len(starred) == sum(cell.best for row in cells(table).values() for cell in row) == 7
+
+
+def test_markdown_is_one_table_with_cells_for_every_column(study: tuple[Summary, ...]) -> None:
+    (table,) = make_tables(study)
+    rows = [line for line in to_markdown(table).splitlines() if line.startswith("|")]
+    assert {len(row.split(" | ")) for row in rows} == {5}
+    assert len({len(row) for row in rows}) == 1  # the source lines up
+    assert "| **96.5 ± 0.20** " in next(row for row in rows if "RigL (ERK)" in row)
+
+
+def test_latex_escapes_and_is_balanced(study: tuple[Summary, ...], tmp_path: Path) -> None:
+    latex = to_latex(make_tables(study)[0])
+    assert r"RigL$_{2\times}$ (ERK)" in latex
+    assert r"\textbf{96.5 $\pm$ 0.20}" in latex
+    assert latex.isascii()
+    assert latex.count("{") == latex.count("}")
+    body = latex[latex.index(r"\toprule") : latex.index(r"\bottomrule")]
+    assert {line.count("&") for line in body.splitlines() if line.endswith(r"\\")} == {
+        4 - 2,
+        4,
+    }  # the head spans columns
+    store_run(tmp_path / "odd", model="a_b&c%d#e$f{g}~^\\")
+    latex = to_latex(table_of(tmp_path / "odd"))
+    assert r"\caption{a\_b\&c\%d\#e\$f\{g\}\textasciitilde{}\textasciicircum{}\textbackslash{} on digits." in latex
+
+
+def test_csv_holds_every_number_in_full(study: tuple[Summary, ...]) -> None:
+    rows = list(csv.DictReader(io.StringIO(to_csv(study))))
+    assert len(rows) == len(study)
+    for row, summary in zip(rows, study, strict=True):
+        assert row.pop("label") == summary.label
+        for field, text in row.items():
+            value = getattr(summary, field)
+            assert text == "" if value is None else type(value)(text) == value
+    assert [row["diverged"] for row in rows if row["method"] == "set"] == ["0", "1", "0", "0"]
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=5), st.integers(0, 3))
+def test_any_accuracies_make_a_table(accuracies: list[float], diverged: int) -> None:
+    cell = Summary(
+        model="m", data="d", method="set", distribution="uniform", multiplier=1, variant="", sparsity=0.9,
+        n=len(accuracies), diverged=diverged, mean=statistics.fmean(accuracies),
+        std=statistics.stdev(accuracies) if len(accuracies) > 1 else None, median=0, min=0, max=0, train_ratio=0.1,
+        test_ratio=0.1, density=0.1, dense_flops=1e5, seconds=1, peak_memory_mib=None, layer_densities={},
+    )  # fmt: skip
+    ((row,),) = make_tables([cell])[0].groups
+    assert row.cells[0].accuracy.startswith(f"{cell.mean:5.1f}")
+    assert (f"{diverged} diverged" in row.cells[0].accuracy) == (diverged > 0)

@@ -1,0 +1,299 @@
+"""Channels taken out: the same outputs from fewer of them, through all that is followed, and errors elsewhere."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import regrow
+from regrow.removal import Offset
+from regrow_lab.models import find_model
+
+Masks = dict[str, Tensor]
+
+
+def lively(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Biases, batch norm's scale, shift and statistics as after a training, so that dead channels leave constants."""
+    torch.manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2.0)
+        elif getattr(module, "bias", None) is not None:
+            nn.init.normal_(module.bias)
+    return model
+
+
+def kill(model: nn.Module, dead: dict[str, list[int]]) -> Masks:
+    """Masks in which these output channels are dead, and the weights zeroed."""
+    masks = {}
+    for name, channels in dead.items():
+        weight = model.get_parameter(name)
+        masks[name] = torch.ones_like(weight, dtype=torch.bool)
+        masks[name][channels] = False
+        weight.data.mul_(masks[name])
+    return masks
+
+
+def outputs(model: nn.Module, inputs: Tensor) -> Tensor:
+    modes = [module.training for module in model.modules()]
+    model.eval()
+    with torch.no_grad():
+        found = model(inputs)
+    for module, training in zip(model.modules(), modes, strict=True):
+        module.training = training
+    return found
+
+
+def check(model: nn.Module, masks: Masks, size: tuple[int, ...]) -> nn.Module:
+    """The smaller net, after its outputs were found equal on inputs that it was not made with."""
+    small = regrow.remove_dead_channels(model, masks, torch.randn(2, *size))
+    assert type(small) is type(model)
+    inputs = torch.randn(5, *size)
+    expected = outputs(model, inputs)
+    assert torch.allclose(outputs(small, inputs), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    return small
+
+
+def widths(model: nn.Module) -> list[int]:
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+    return [module.weight.shape[0] for module in model.modules() if isinstance(module, kinds)]
+
+
+def offsets(model: nn.Module) -> int:
+    return sum(isinstance(module, Offset) for module in model.modules())
+
+
+def test_the_constant_of_a_dead_channel_moves_into_the_bias_of_an_unpadded_layer() -> None:
+    model = lively(
+        nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3, bias=False), nn.Flatten()
+        )
+    )
+    small = check(model, kill(model, {"0.weight": [0, 3, 7]}), (3, 7, 7))
+    assert widths(small) == [5, 6]
+    assert small[3].bias is not None
+    assert small[1].num_features == small[3].in_channels == 5
+    assert offsets(small) == 0
+    bigger = torch.randn(2, 3, 9, 9)
+    assert torch.allclose(outputs(small, bigger), outputs(model, bigger), atol=1e-4)
+
+
+def test_where_padding_shows_the_constant_becomes_an_image() -> None:
+    model = lively(
+        nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Sigmoid(), nn.Conv2d(8, 6, 3, stride=2, padding=1), nn.Tanh())
+    )
+    small = check(model, kill(model, {"0.weight": [1, 2]}), (3, 7, 7))
+    assert widths(small) == [6, 6]
+    assert offsets(small) == 1
+    with pytest.raises(AssertionError, match="make it again with an example_input of the new size"):
+        small(torch.randn(1, 3, 9, 9))
+
+
+def test_without_a_constant_there_is_nothing_to_move() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1, bias=False), nn.ReLU()
+    )
+    small = check(model, kill(model, {"0.weight": [1, 2]}), (3, 7, 7))
+    assert widths(small) == [6, 6]
+    assert offsets(small) == 0
+    assert small[2].bias is None
+
+
+def test_flatten_and_pooling_before_a_linear_layer() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 10, 3)
+            self.head, self.last = nn.Linear(10 * 4 + 10, 7), nn.Linear(7, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.max_pool2d(F.relu(self.first(x)), 2)
+            x = F.relu_(self.second(x))
+            x = torch.cat([x.view(x.size(0), -1), x.mean((2, 3))], dim=1)
+            return self.last(F.gelu(self.head(F.dropout(x, 0.5, self.training))))
+
+    model = lively(Net())
+    small = check(model, kill(model, {"first.weight": [0], "second.weight": [2, 5], "head.weight": [6]}), (3, 8, 8))
+    assert widths(small) == [7, 8, 6, 4]
+    assert small.head.in_features == 8 * 4 + 8
+
+
+def test_a_channel_of_a_sum_goes_only_if_it_is_dead_in_every_term() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.inner = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, padding=1)
+            self.norm, self.head = nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            x = x + self.norm(self.inner(F.relu(x)))
+            return self.head(F.relu(x)).mean(dim=(2, 3))
+
+    model = lively(Net())
+    small = check(model, kill(model, {"stem.weight": [0, 1, 4], "inner.weight": [1, 4, 5]}), (3, 6, 6))
+    assert widths(small) == [4, 4, 4]  # 1 and 4 are dead in both
+
+
+def test_a_sum_written_onto_its_first_term_is_a_sum() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other, self.head = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            total = self.one(x)
+            total.add_(self.other(x))
+            return self.head(total)
+
+    model = lively(Net())
+    small = check(model, kill(model, {"one.weight": [0, 1], "other.weight": [1]}), (3, 6, 6))
+    assert widths(small) == [5, 5, 4]
+
+
+def test_a_depthwise_convolution_goes_with_its_channel() -> None:
+    model = lively(
+        nn.Sequential(
+            nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.Conv2d(8, 16, 3, padding=1, groups=8), nn.BatchNorm2d(16), nn.ReLU(),
+            nn.Conv2d(16, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        )
+    )  # fmt: skip
+    small = check(model, kill(model, {"0.weight": [2], "3.weight": [0, 1, 6]}), (3, 6, 6))
+    assert (small[0].out_channels, small[3].groups, small[3].out_channels, small[6].in_channels) == (6, 6, 12, 12)
+
+
+def test_what_no_one_reads_is_removed_too() -> None:
+    """Unstructured masks: a unit whose outgoing weights are all dead, and one that sees only constants."""
+    model = lively(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)))
+    masks = {name: torch.ones_like(model.get_parameter(name), dtype=torch.bool) for name in ("0.weight", "2.weight")}
+    masks["2.weight"][:, 3] = False  # unit 3 is not read
+    masks["0.weight"][5] = False  # unit 5 is a constant
+    masks["2.weight"][1] = False
+    masks["2.weight"][1, 5] = True  # so unit 1 above it is one as well
+    for name, mask in masks.items():
+        model.get_parameter(name).data.mul_(mask)
+    assert widths(check(model, masks, (6,))) == [6, 7, 3]
+
+
+def test_a_layer_that_is_all_dead_keeps_one_channel() -> None:
+    model = lively(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)))
+    assert widths(check(model, kill(model, {"0.weight": [0, 1, 2, 3]}), (3, 6, 6))) == [1, 2]
+
+
+def test_other_groups_keep_their_channels() -> None:
+    model = lively(nn.Sequential(nn.Conv2d(4, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 3, 1)))
+    assert widths(check(model, kill(model, {"0.weight": [1], "2.weight": [2]}), (4, 6, 6))) == [8, 8, 3]
+
+
+@pytest.mark.parametrize(("build", "size"), [(nn.Conv1d, (3, 9)), (nn.Conv3d, (3, 5, 5, 5))])
+def test_other_dimensions(build, size) -> None:
+    model = lively(nn.Sequential(build(3, 6, 3, padding=1), nn.ReLU(), build(6, 4, 3, padding=1), nn.Flatten()))
+    small = check(model, kill(model, {"0.weight": [0, 4]}), size)
+    assert widths(small) == [4, 4]
+
+
+@pytest.mark.parametrize("name", ["wrn-10-1", "resnet18-cifar", "resnet50-cifar", "vgg16-bn", "mobilenet-v1-cifar"])
+@pytest.mark.parametrize("distribution", [regrow.uniform, regrow.erk])
+def test_models_of_the_lab_after_training_steps(name, distribution) -> None:
+    torch.manual_seed(0)
+    model = lively(find_model(name)(num_classes=10, multiplier=0.5 if name.startswith("wrn") else 0.125))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    recipe = regrow.rigl_struct(sparsity=0.7, total_steps=8, every=2, distribution=distribution)
+    sparsifier = regrow.attach(model, optimizer, recipe, strict=True)
+    for _ in range(4):
+        F.cross_entropy(model(torch.randn(4, 3, 32, 32)), torch.arange(4)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert sparsifier.num_updates == 1
+    masks = sparsifier.masks
+    sparsifier.detach()
+    small = check(model, masks, (3, 32, 32))
+    assert sum(p.numel() for p in small.parameters()) < 0.7 * sum(p.numel() for p in model.parameters())
+    assert widths(small)[-1] == 10
+
+
+def test_the_model_is_left_alone_and_modes_and_gradients_are_copied() -> None:
+    model = lively(nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3))).train()
+    model[1].eval()
+    model[0].weight.requires_grad_(False)
+    masks = kill(model, {"0.weight": [1]})
+    before = copy.deepcopy(model.state_dict())
+    example = torch.randn(1, 3, 8, 8)
+    kept = example.clone()
+    small = regrow.remove_dead_channels(model, masks, example)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert [module.training for module in model.modules()] == [True, True, False, True, True]
+    assert [module.training for module in small.modules()] == [True, True, False, True, True]
+    assert not small[0].weight.requires_grad
+    assert small[3].weight.requires_grad
+    assert torch.equal(example, kept)
+    small(example).sum().backward()
+    assert small[3].weight.grad is not None
+
+
+def test_a_net_without_dead_channels_comes_back_whole() -> None:
+    model = lively(nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3)))
+    small = check(model, {}, (3, 8, 8))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), small.parameters(), strict=True))
+
+
+def refused(message: str, model: nn.Module, masks: Masks, size: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=message):
+        regrow.remove_dead_channels(model, masks, torch.randn(2, *size))
+
+
+def test_a_graph_that_cannot_be_followed_is_refused_and_says_where() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.GroupNorm(2, 6), nn.Conv2d(6, 4, 3))
+    refused("dead channels reach '1', and what it does with channels", model, kill(model, {"0.weight": [1]}), (4, 8, 8))
+    check(model, {}, (4, 8, 8))  # which is no matter where none are dead
+
+    class Shuffles(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self[0](x)
+            return self[1](x.permute(0, 1, 3, 2))
+
+    shuffles = Shuffles(nn.Conv2d(4, 6, 3), nn.Conv2d(6, 4, 3))
+    refused("dead channels reach permute", shuffles, kill(shuffles, {"0.weight": [1]}), (4, 8, 8))
+
+    class Branches(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[0](x) if x.sum() > 0 else x
+
+    branches = Branches(nn.Conv2d(4, 4, 3))
+    refused("the forward of Branches cannot be followed", branches, kill(branches, {"0.weight": [1]}), (4, 8, 8))
+
+    twice = nn.Conv2d(4, 4, 1)
+    shared = nn.Sequential(twice, twice, nn.ReLU())
+    check(shared, kill(shared, {"0.weight": [1]}), (4, 5, 5))  # nothing can be removed, nothing is
+
+    class Fixed(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[1](self[0](x).view(-1, 6 * 36))
+
+    fixed = Fixed(nn.Conv2d(4, 6, 3), nn.Linear(6 * 36, 3))
+    refused("its forward has a fixed number of channels", fixed, kill(fixed, {"0.weight": [1]}), (4, 8, 8))
+
+
+def test_masks_that_do_not_fit_are_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.Conv2d(6, 4, 3))
+    masks = kill(model, {"0.weight": [1]})
+    refused("the model has no such weight", model, {"nosuch.weight": masks["0.weight"]}, (4, 8, 8))
+    refused("the model has no such weight", model, {"0.weight": masks["0.weight"].float()}, (4, 8, 8))
+    model[0].weight.data[1, 0, 0, 0] = 1.0
+    refused(r"dead weights of '0.weight' are not 0: call sparsifier.apply_masks", model, masks, (4, 8, 8))
+
+
+def test_the_smaller_net_needs_fewer_flops() -> None:
+    model = lively(find_model("wrn-22-2")(num_classes=10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier = regrow.attach(model, optimizer, regrow.rigl_struct(sparsity=0.8, total_steps=100))
+    example = torch.randn(1, 3, 32, 32)
+    small = regrow.remove_dead_channels(model, sparsifier.masks, example)
+    masked = regrow.count_flops(model, example, sparsifier.masks)
+    assert regrow.count_flops(small, example).dense < 0.75 * masked.dense
