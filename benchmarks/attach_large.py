@@ -76,11 +76,10 @@ def main() -> None:
     size = sum(parameter.numel() for parameter in model.parameters())
     begin = time.perf_counter()
     planned = regrow.plan(model, regrow.rigl(**DYNAMIC), torch.empty(1, WIDTH, device="meta", dtype=torch.bfloat16))
-    print(f"{size:,} weights in {len(planned.layers)} layers, bf16, S = .9, {options.threads} thread(s), torch {torch.__version__}")
-    print(
-        f"plan on meta: {sum(planned.num_alive.values()):,} alive, {planned.flops.sparse / planned.flops.dense:.4f} of the "
-        f"dense FLOPs, {time.perf_counter() - begin:.2f} s"
-    )
+    alive, share = sum(planned.num_alive.values()), planned.flops.sparse / planned.flops.dense
+    seconds = time.perf_counter() - begin
+    print(f"{size:,} weights in {len(planned.layers)} layers, bf16, S = .9, {options.threads} thread(s)")
+    print(f"plan on meta: {alive:,} alive, {share:.4f} of the dense FLOPs, {seconds:.2f} s; torch {torch.__version__}")
     print(f"{'recipe':<9}{'attach':>10}{'peak':>11}{'kept':>11}{'step':>11}{'update':>11}{'peak':>11}")
     model.to_empty(device="cpu")
     for recipe in options.recipe or ["rigl", "pruning"]:

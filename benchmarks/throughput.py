@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 BATCH = 128
-WARM_UP = 5
-"""Steps before the clock starts in each round: the workers of a DataLoader have batches ready by then, or they do not."""
+WARM_UP = 3
+"""Steps before the clock starts in each round, so that batches which workers had ready do not count."""
 MEAN = torch.tensor([0.4914, 0.4822, 0.4465]).view(3, 1, 1)
 STD = torch.tensor([0.2470, 0.2435, 0.2616]).view(3, 1, 1)
 
@@ -56,15 +56,29 @@ class Plain(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, number: int) -> tuple[Tensor, int]:
         image = F.pad(self.images[number].float().div(255)[None], (4, 4, 4, 4), mode="reflect")[0]
-        top, left, mirrored = torch.randint(9, (3,)).tolist()
+        top, left = torch.randint(9, (2,)).tolist()
         image = image[:, top : top + 32, left : left + 32]
-        if mirrored % 2:
+        if torch.rand(()) < 0.5:
             image = image.flip(2)
         return (image - MEAN) / STD, int(self.labels[number])
 
 
-def plain_loop(model: nn.Module, workers: int) -> Callable[[int], float]:
-    """What runs so many steps of the plain loop and returns their seconds."""
+Clock = tuple[float, float]
+Loop = Callable[[int], Clock]
+"""Runs so many steps; returns their seconds, and those that this process had the CPU, all threads together."""
+
+
+def clock() -> Clock:
+    return time.perf_counter(), time.process_time()
+
+
+def since(began: Clock) -> Clock:
+    wall, cpu = clock()
+    return wall - began[0], cpu - began[1]
+
+
+def plain_loop(model: nn.Module, workers: int) -> Loop:
+    """The plain loop."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     loader = DataLoader(Plain(), batch_size=BATCH, shuffle=True, num_workers=workers)
 
@@ -74,22 +88,22 @@ def plain_loop(model: nn.Module, workers: int) -> Callable[[int], float]:
 
     batches = endless()
 
-    def run(steps: int) -> float:
-        began = 0.0
+    def run(steps: int) -> Clock:
+        began = clock()
         for step in range(-WARM_UP, steps):
             if step == 0:
-                began = time.perf_counter()
+                began = clock()
             inputs, labels = next(batches)
             F.cross_entropy(model(inputs), labels).backward()
             optimizer.step()
             optimizer.zero_grad()
-        return time.perf_counter() - began
+        return since(began)
 
     return run
 
 
-def lab_loop(model: str, method: str, precision: str, compiled: bool) -> Callable[[int], float]:
-    """What runs so many steps of the lab's own loop and returns their seconds."""
+def lab_loop(model: str, method: str, precision: str, compiled: bool) -> Loop:
+    """The lab's own loop."""
     from regrow_lab.config import RunConfig
     from regrow_lab.train import Training
 
@@ -110,13 +124,13 @@ def lab_loop(model: str, method: str, precision: str, compiled: bool) -> Callabl
         torch.device("cpu"),
     )
 
-    def run(steps: int) -> float:
-        began, end = 0.0, training.step + WARM_UP + steps
+    def run(steps: int) -> Clock:
+        began, end = clock(), training.step + WARM_UP + steps
 
         def before_step() -> None:
             nonlocal began
             if training.step == end - steps:
-                began = time.perf_counter()
+                began = clock()
             if training.step == end:
                 raise EnoughError
 
@@ -124,7 +138,7 @@ def lab_loop(model: str, method: str, precision: str, compiled: bool) -> Callabl
             while True:
                 training.run_epoch(before_step)
         except EnoughError:
-            return time.perf_counter() - began
+            return since(began)
 
     return run
 
@@ -155,21 +169,27 @@ def main() -> None:
                 "lab, float32, compiled": lab_loop(options.model, "dense", "float32", True),
                 "lab, bf16, compiled": lab_loop(options.model, "dense", "bf16", True),
             }
-        names, seconds = list(loops), dict[str, list[float]]()
+        names, seconds, busy = list(loops), dict[str, list[float]](), dict[str, list[float]]()
         for run in loops.values():
             run(1)
         for number in range(options.rounds):
             for name in names[number % len(names) :] + names[: number % len(names)]:
-                seconds.setdefault(name, []).append(loops[name](options.steps))
+                wall, cpu = loops[name](options.steps)
+                seconds.setdefault(name, []).append(wall)
+                busy.setdefault(name, []).append(cpu)
     images, (first, second, *_) = options.steps * BATCH, names
     print(
         f"{options.model}, batch {BATCH}, {options.threads} thread(s), {options.rounds} rounds of {options.steps} steps"
     )
     print(f"torch {torch.__version__}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-    print(f"\n{'loop':<24} {'images/s':>10}   {'× plain, no workers':<22} {'× plain, 2 workers':<22}")
+    print(f"\n{'loop':<24} {'images/s':>9} {'a CPU-s':>9}   {'× plain, no workers':<20} {'× plain, 2 workers':<20}")
     for name in names:
-        speed = images / statistics.median(seconds[name])
-        print(f"{name:<24} {speed:>10,.0f}   {ratio(seconds, first, name):<22} {ratio(seconds, second, name):<22}")
+        speed, thrift = (images / statistics.median(measured[name]) for measured in (seconds, busy))
+        ratios = f"{ratio(seconds, first, name):<20} {ratio(seconds, second, name):<20}"
+        print(f"{name:<24} {speed:>9,.0f} {thrift:>9,.0f}   {ratios}")
+    print(
+        "\na CPU-s: images for each second that the process had a core; the workers of the second row are not counted."
+    )
 
 
 def ratio(seconds: dict[str, list[float]], reference: str, name: str) -> str:

@@ -86,6 +86,13 @@ def test_a_pattern_that_matches_nothing_is_refused_with_a_hint(options) -> None:
         regrow.find_layers(Raw() if "nosuch" in str(options) else nn.ModuleDict({"fc": nn.Linear(2, 2)}), **options)
 
 
+def test_a_model_of_unknown_modules_is_refused_with_the_names_of_its_matrices() -> None:
+    model = Raw()
+    del model.fc
+    with pytest.raises(ValueError, match=r"name a parameter .* in include= \(table\)"):
+        regrow.find_layers(model)
+
+
 def test_the_hint_names_the_nearest_layer() -> None:
     with pytest.raises(ValueError, match="did you mean 'encoder'"):
         regrow.find_layers(nn.ModuleDict({"encoder": nn.Linear(2, 2)}), include="encodr")

@@ -93,8 +93,28 @@ def shards_and_replicas(rank: int, world: int, folder: Path) -> None:
                 assert mask.placements == model.get_parameter("0.weight").placements
                 assert mask.to_local().shape == model.get_parameter("0.weight").to_local().shape
                 assert mask.to_local().untyped_storage().nbytes() == mask.to_local().numel(), "a piece keeps no whole"
+                check_copies(sparsifier)
             found[f"{kind} {recipe} {name}"] = tensors(sparsifier, optimizer)
     torch.save(found, folder / f"{rank}.pt")
+    with torch.device("meta"):
+        empty = net()
+    shard(empty)
+    with pytest.raises(ValueError, match="to_empty"):
+        regrow.attach(empty, sgd(empty), RECIPES["rigl"])
+
+
+def check_copies(sparsifier: regrow.Sparsifier) -> None:
+    """Copies are masked, whole or cut."""
+    for copy in (net(), shard(net())):
+        sparsifier.apply_masks(copy)
+        for name, mask in sparsifier.masks.items():
+            weight, alive = copy.get_parameter(name).detach(), mask
+            if not hasattr(weight, "to_local"):
+                alive = mask.full_tensor()
+            else:
+                weight, alive = weight.to_local(), mask.to_local()
+            assert not weight[~alive].any()
+            assert bool(weight[alive].all())
 
 
 def resumed(rank: int, world: int, folder: Path) -> None:
@@ -111,7 +131,7 @@ def resumed(rank: int, world: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two ranks train with shards and with replicas and save; four go on, one of them without a row of the last layer."""
+    """Two ranks train with shards and with replicas, and save; four go on, one without a row of the last layer."""
     folder = tmp_path_factory.mktemp("fsdp")
     launch(shards_and_replicas, 2, folder)
     launch(resumed, 4, folder)

@@ -120,7 +120,8 @@ def find_layers(
     """Sparsifiable weights of a model, name → :class:`Layer`, in the order of registration.
 
     By default the weights of Conv1d/2d/3d, ConvTranspose1d/2d/3d, Linear (and the transposed one of Hugging Face's
-    GPT-2), MultiheadAttention, RNN/GRU/LSTM and their cells; never biases, normalisation weights, embeddings (nor an output layer tied to one); tied weights once.
+    GPT-2), MultiheadAttention, RNN/GRU/LSTM and their cells; never biases, normalisation weights, embeddings (nor an
+    output layer tied to one); tied weights once.
 
     Args:
         model: any module.
@@ -146,9 +147,9 @@ def find_layers(
         for name in select_layers({layer.name: layer for layer, _ in _known_layers(model)} | layers, pattern):
             layers.pop(name, None)
     if not layers:
-        others = ", ".join(layer.name for layer in _other_matrices(model, ()))
+        named = ", ".join(layer.name for layer in _other_matrices(model, ()))
         raise ValueError(
             f"{type(model).__name__} has no sparsifiable layer left (convolutions, linear, attention and recurrent "
-            f"weights are); name a parameter with two or more dimensions in include= ({others or 'it has none'})"
+            f"weights are); name a parameter with two or more dimensions in include= ({named or 'it has none'})"
         )
     return layers

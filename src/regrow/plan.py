@@ -84,8 +84,8 @@ def plan(
     ({'weight': 171798692}, 0.010000000009313226)
     """
     layers = find_layers(model, include, exclude)
-    num_alive: dict[str, int] = {}
-    algorithms, first_updates, estimated = {}, {}, False
+    num_alive, algorithms = dict[str, int](), dict[str, str]()
+    first_updates, estimated = dict[str, int | None](), False
     for chosen, record in assign(layers, algorithm):
         num_alive |= _counts(record, chosen)
         algorithms |= dict.fromkeys(chosen, record.name)

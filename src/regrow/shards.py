@@ -3,7 +3,7 @@
 Every rank must call :func:`whole` for the same tensors in the same order; an ordinary tensor passes through untouched.
 """
 
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -17,12 +17,12 @@ def is_cut(tensor: Tensor) -> bool:
 
 def whole(tensor: Tensor) -> Tensor:
     """The tensor put together from the pieces of all ranks, the same on each."""
-    return tensor.full_tensor() if is_cut(tensor) else tensor  # type: ignore[no-any-return,operator]
+    return cast(Tensor, cast(Any, tensor).full_tensor()) if is_cut(tensor) else tensor
 
 
 def piece(tensor: Tensor) -> Tensor:
     """This rank's piece, sharing memory with the tensor."""
-    return tensor.to_local() if is_cut(tensor) else tensor  # type: ignore[no-any-return,operator]
+    return cast(Tensor, cast(Any, tensor).to_local()) if is_cut(tensor) else tensor
 
 
 def cut_like(tensor: Tensor, reference: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ class Sparsifier:
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """Parameter name → bool tensor of the weight's shape, True where alive. Read only."""
+        """Parameter name → bool tensor of the weight's shape, True where alive; cut as the weight is. Read only."""
         return {name: layer.mask for name, layer in self._layers.items()}
 
     @property
@@ -170,7 +170,10 @@ class Sparsifier:
         _attached.discard(self)
 
     def state_dict(self) -> dict[str, Any]:
-        """Masks (1 bit a weight), counters and own momentum: tensors and plain values, loadable with weights_only."""
+        """Masks (1 bit a weight), counters and own momentum: tensors and plain values, loadable with weights_only.
+
+        Masks are whole even where weights are cut (FSDP2, tensor parallelism), so every rank must call it then.
+        """
         for layer in self._layers.values():
             layer.alive.advance(self.weight_steps)
         return {

@@ -18,6 +18,12 @@ from regrow.scores import Evidence, Need
 from regrow.shards import cut_like, evidence_for, piece, whole
 
 DEFAULT_MOMENTUM = 0.9
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def to_mask(tensor: Tensor) -> Tensor:
+    """A tensor's own memory as integers: times 0 is 0 there, where NaN · 0 would be NaN, and times 1 changes no bit."""
+    return piece(tensor.detach()).view(INTEGERS[tensor.element_size()])
 
 
 @dataclass(eq=False)
@@ -186,7 +192,7 @@ class MaskedLayer:
     def mask_gradient(self) -> None:
         """Zeroes the dead part of the gradient."""
         if self.parameter.grad is not None:
-            self.parameter.grad.mul_(self.bits)
+            to_mask(self.parameter.grad).mul_(piece(self.bits))
 
     def accumulate_momentum(self) -> None:
         """m ← beta · m + g, in our own buffer; beta is the optimizer's momentum or first beta, else 0.9."""
@@ -201,14 +207,14 @@ class MaskedLayer:
     def masked_tensors(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The weight and its elementwise state with the bytes to multiply them by; other start values are filled in."""
         bits = piece(self.bits)
-        yield piece(self.parameter.detach()), bits
+        yield to_mask(self.parameter), bits
         for value, initial in optimizers.elementwise_state(self.optimizer, self.parameter):
             if initial == 0:
-                yield piece(value), bits
+                yield to_mask(value), bits
             else:
                 piece(value).masked_fill_(~piece(self.mask), initial)
         if self.momentum is not None and not self.dense_momentum:
-            yield piece(self.momentum), bits
+            yield to_mask(self.momentum), bits
 
     def evidence(self, gradient: Tensor | None, seed: int, step: int) -> Evidence:
         """What the scores of an update may look at."""
@@ -226,8 +232,9 @@ class MaskedLayer:
             broken = whole((tensor != expected) & ~self.mask).nonzero()
             if len(broken):
                 where = tuple(broken[0].tolist())
+                value = whole(tensor)[where].item()
                 raise RuntimeError(
-                    f"dead {what} of '{self.layer.name}' at {where} is {whole(tensor)[where].item()}, expected {expected}, "
+                    f"dead {what} of '{self.layer.name}' at {where} is {value}, expected {expected}, "
                     f"after weight step {weight_steps}: something other than the optimizer writes to the weights"
                 )
 
@@ -239,7 +246,7 @@ class MaskedLayer:
     def mask_copy(self, model: nn.Module) -> None:
         """Multiplies it by the mask."""
         parameter = model.get_parameter(self.layer.name)
-        parameter.mul_(cut_like(whole(self.bits).to(parameter.device), parameter))
+        to_mask(parameter).mul_(piece(cut_like(whole(self.bits).to(parameter.device), parameter)))
 
     def release(self) -> None:
         """Takes the hook off the parameter."""

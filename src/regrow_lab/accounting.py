@@ -23,10 +23,11 @@ def account(config: RunConfig, total_steps: int) -> dict[str, Any]:
     Raises ValueError as the builder, the distribution and the recipe do.
     """
     example = example_input(config.model)
-    algorithm = algorithm_of(config, total_steps)
     with torch.device("meta"):
         net, dense_net = net_of(config), find_model(config.model)()
-    dense = regrow.count_flops(dense_net, example).dense
+    dense_counted = regrow.count_flops(dense_net, example)
+    dense = dense_counted.dense
+    algorithm = algorithm_of(config, total_steps, dense_counted)
     sparse = mean = float(regrow.count_flops(net, example).dense)
     if algorithm is not None:
         sparse, mean = _forward(algorithm, net, example, total_steps)
@@ -43,7 +44,9 @@ def account(config: RunConfig, total_steps: int) -> dict[str, Any]:
         "train_flops": train,
         "test_ratio": sparse / dense,
         "train_ratio": train / (3 * dense),
-        "estimated": algorithm is not None and (algorithm.initial is None or algorithm.redistribute is not None),
+        "estimated": config.method in ("grasp", "lottery", "imp")
+        or config.start is not None
+        or (algorithm is not None and (algorithm.initial is None or algorithm.redistribute is not None)),
     }
 
 

@@ -54,7 +54,7 @@ class Train:
         torch.set_num_threads(self.threads)
         folder = store.run_folder(self.out, config)
         try:
-            with epoch_lines(console, config.epochs * config.multiplier) as (report, pulse):
+            with epoch_lines(console, config.total_epochs) as (report, pulse):
                 result = train(
                     config,
                     self.out,
@@ -70,7 +70,8 @@ class Train:
         except KeyboardInterrupt:
             print(f"regrow: stopped; the same command goes on from the last checkpoint in {folder}", file=sys.stderr)
             return 130
-        console.print(f"{config.run_id}  test accuracy {outcome(result).strip()}\n{folder}", soft_wrap=True)
+        what = "test accuracy" if result.get("test_bits") is None else "test loss"
+        console.print(f"{config.run_id}  {what} {outcome(result).strip()}\n{folder}", soft_wrap=True)
         return 0
 
 

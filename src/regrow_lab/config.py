@@ -12,14 +12,18 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-DISTRIBUTIONS = ("uniform", "er", "erk")
+DISTRIBUTIONS = ("uniform", "er", "erk", "flop-aware")
 SCHEDULES = ("cosine", "constant", "step", "one-cycle")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 AUGMENTATIONS = ("none", "crop-flip", "resized-crop-flip")
 PRECISIONS = ("float32", "bf16")
-WITHOUT_DISTRIBUTION = ("dense", "small-dense", "snip", "pruning")
-WITH_DISTRIBUTION = ("static", "set", "rigl", "snfs", "rigl-sg", "rigl-sm")
+WITHOUT_DISTRIBUTION = ("dense", "small-dense", "snip", "grasp", "pruning", "lottery", "imp")
+WITH_DISTRIBUTION = ("static", "set", "rigl", "snfs", "rigl-sg", "rigl-sm", "rigl-struct")
 METHODS = WITHOUT_DISTRIBUTION + WITH_DISTRIBUTION
+STARTS = {"rigl": ("rigl-sm", "rigl-sm-densities"), "imp": ("trained", "reinitialized", "shuffled")}
+"""Method -> what else than its own beginning it can start from."""
+IMP_FRACTION = 0.2
+"""Share of the alive weights that a round of iterative pruning takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +41,16 @@ class RunConfig:
     data: str = "digits"
     """Data set, by name."""
     method: str = "dense"
-    """dense, small-dense, static, set, rigl, snfs, rigl-sg, rigl-sm, pruning or snip."""
+    """dense, small-dense, static, set, rigl, rigl-struct, snfs, rigl-sg, rigl-sm, pruning, snip, grasp, lottery (the
+    masks of a pruning run) or imp (iterative pruning)."""
     sparsity: float = 0.0
-    """Share of the weights that are zero, in [0, 1)."""
+    """Share of the weights that are zero, in [0, 1); for imp 1 - 0.8^L after L rounds."""
     distribution: str | None = None
-    """How the sparsity is shared among the layers: uniform, er or erk (taken where none is given); none for dense,
-    small-dense, snip and pruning."""
-    multiplier: int = 1
-    """Training length as a multiple of `epochs`: 2 for a 2x run. Stretches the learning rate schedule and the last
-    update, not `every` nor `drop_fraction`."""
+    """How the sparsity is shared among the layers: uniform, er, erk (taken where none is given) or flop-aware; none for
+    dense, small-dense, snip, grasp, pruning, lottery and imp."""
+    multiplier: float = 1
+    """Training length as a multiple of `epochs`: 2 for a 2x run; rounded to whole epochs. Stretches the learning rate
+    schedule and the last update, not `every` nor `drop_fraction`."""
     seed: int = 0
     """Seed of the initial weights, the masks and the order of the data."""
     epochs: int = 60
@@ -93,11 +98,26 @@ class RunConfig:
     """Characters in a sample of a text."""
     precision: str = "float32"
     """float32, or bf16: autocast of the forward pass."""
+    dropout: float = 0.3
+    """Probability of dropout in a wide residual net; other nets have none. On a CPU it costs a third of the time."""
     compiled: bool = False
     """Have torch.compile compile the forward and backward pass."""
+    start: str | None = None
+    """What the run starts from in place of its method's own beginning. rigl: rigl-sm (the final masks of that run) or
+    rigl-sm-densities (their counts alone). imp: trained (the weights of the round before, not rewound), reinitialized
+    (the masks with other initial weights) or shuffled (the masks permuted in each layer)."""
+    rewind: float = 0.0
+    """Share of the training to which imp rewinds, and at which another data order begins, in [0, 1)."""
+    data_order: int = 0
+    """Another number than 0: another order of the data from the step `rewind` on, and at the end the error along the
+    line to the run that kept its order. For dense and imp."""
+    timed: bool = False
+    """Measure at the end the time of a step beside the dense net's, of rigl-struct with its dead channels removed."""
 
     def __post_init__(self) -> None:
         _one_of("method", self.method, METHODS)
+        if isinstance(self.multiplier, float) and self.multiplier.is_integer():
+            object.__setattr__(self, "multiplier", int(self.multiplier))  # 2.0 is the same run as 2
         _one_of("schedule", self.schedule, SCHEDULES)
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("augmentation", self.augmentation, AUGMENTATIONS)
@@ -114,23 +134,69 @@ class RunConfig:
             _one_of("distribution", self.distribution, DISTRIBUTIONS)
         elif self.distribution is not None:
             raise ValueError(f"method {self.method} takes no distribution, given {self.distribution!r}: leave it out")
-        for name in ("multiplier", "epochs", "batch_size", "every", "decay_steps", "sequence_length"):
+        if not (math.isfinite(self.multiplier) and self.multiplier >= 1):
+            raise ValueError(f"multiplier must be 1 or more, given {self.multiplier}")
+        for name in ("epochs", "batch_size", "every", "decay_steps", "sequence_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, given {getattr(self, name)}")
         for name in ("learning_rate", "momentum", "weight_decay", "clip"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be a finite number, 0 or more, given {value}")
-        for name in ("drop_fraction", "stop", "pruning_start", "decay"):
+        for name in ("drop_fraction", "stop", "pruning_start", "decay", "dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], given {getattr(self, name)}")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must lie in [0, 1), given {self.label_smoothing}")
-        for name in ("seed", "warmup_steps", "validation", "image_size"):
+        for name in ("seed", "warmup_steps", "validation", "image_size", "data_order"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, given {getattr(self, name)}")
         if self.nesterov and self.optimizer != "sgd":
             raise ValueError(f"nesterov is of sgd alone, the optimizer is {self.optimizer}: leave it out")
+        self._check_start()
+
+    def _check_start(self) -> None:
+        if self.start is not None:
+            if self.method not in STARTS:
+                raise ValueError(f"method {self.method} takes no start, given {self.start!r}: leave it out")
+            _one_of("start", self.start, STARTS[self.method])
+        if not 0 <= self.rewind < 1:
+            raise ValueError(f"rewind must be a share of the training in [0, 1), given {self.rewind}")
+        if self.data_order and (self.method not in ("dense", "imp") or self.start == "trained"):
+            raise ValueError(f"data_order is for dense and a rewinding imp, the method is {self.method}: leave it out")
+        if self.rewind and not (self.data_order or self.method == "imp"):
+            raise ValueError(f"method {self.method} takes no rewind, given {self.rewind:g}: leave it out")
+        if self.method == "imp" and abs(self.sparsity - imp_sparsity(self.imp_level)) > 1e-6:
+            near = ", ".join(f"{imp_sparsity(level):.6g}" for level in (self.imp_level, self.imp_level + 1))
+            raise ValueError(f"imp reaches the sparsities 1 - 0.8^L, given {self.sparsity:g}: take one such as {near}")
+
+    @property
+    def total_epochs(self) -> int:
+        """Passes over the training data, multiplied."""
+        return round(self.epochs * self.multiplier)
+
+    @property
+    def imp_level(self) -> int:
+        """L, the rounds of pruning that lead to the sparsity of imp."""
+        return max(1, round(math.log(1 - self.sparsity) / math.log(1 - IMP_FRACTION)))
+
+    @property
+    def prerequisite(self) -> RunConfig | None:
+        """The run that must be finished before this one can begin, as its end is needed; None for most."""
+        if self.data_order:
+            rewind = self.rewind if self.method == "imp" else 0.0
+            return dataclasses.replace(self, data_order=0, rewind=rewind)
+        if self.method == "lottery":
+            return dataclasses.replace(self, method="pruning", timed=False)
+        if self.method == "rigl" and self.start:
+            return dataclasses.replace(self, method="rigl-sm", start=None, timed=False)
+        if self.method != "imp":
+            return None
+        if self.start in ("reinitialized", "shuffled"):
+            return dataclasses.replace(self, start=None)
+        if self.imp_level == 1:
+            return dataclasses.replace(self, method="dense", sparsity=0.0, start=None, rewind=0.0, timed=False)
+        return dataclasses.replace(self, sparsity=imp_sparsity(self.imp_level - 1), timed=False)
 
     @property
     def run_id(self) -> str:
@@ -143,7 +209,7 @@ class RunConfig:
         digest = hashlib.sha256(json.dumps(different, sort_keys=True).encode()).hexdigest()[:8]
         words = [
             self.method,
-            f"{self.multiplier}x" if self.multiplier > 1 else "",
+            f"{self.multiplier:g}x" if self.multiplier > 1 else "",
             self.distribution or "",
             f"s{self.sparsity:g}" if self.sparsity else "",
             f"seed{self.seed}",
@@ -167,6 +233,15 @@ class RunConfig:
                 f"unknown field {', '.join(unknown)} in a run's configuration: written by another version?"
             )
         return cls(**fields)
+
+
+def imp_sparsity(level: int) -> float:
+    """The sparsity after `level` rounds of iterative pruning.
+
+    >>> round(imp_sparsity(10), 6)
+    0.892626
+    """
+    return 1 - (1 - IMP_FRACTION) ** level
 
 
 def _one_of(what: str, given: object, known: tuple[str, ...]) -> None:

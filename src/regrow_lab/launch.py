@@ -71,7 +71,8 @@ def launch(
     if workers < 1:
         raise ValueError(f"a study needs 1 worker or more, given {workers}")
     pending = [config for config in runs if not store.is_finished(store.run_folder(directory, config))]
-    pool = _Pool(directory, device, checkpoint_seconds, progress, Outcome(before=len(runs) - len(pending)))
+    needed = frozenset(config.prerequisite.run_id for config in runs if config.prerequisite)
+    pool = _Pool(directory, device, checkpoint_seconds, progress, Outcome(before=len(runs) - len(pending)), needed)
     progress.begin(total=len(runs), finished=len(runs) - len(pending))
     try:
         pool.train(pending, workers)
@@ -91,12 +92,19 @@ class _Worker:
 
 class _Pool:
     def __init__(
-        self, directory: Path, device: str, checkpoint_seconds: float, progress: Progress, outcome: Outcome
+        self,
+        directory: Path,
+        device: str,
+        checkpoint_seconds: float,
+        progress: Progress,
+        outcome: Outcome,
+        needed: frozenset[str],
     ) -> None:
         self.arguments = (directory, device, checkpoint_seconds)
         self.directory = directory
         self.progress = progress
         self.outcome = outcome
+        self.needed = needed  # runs that leave their weights, as others start from them
         self.workers: list[_Worker] = []
         self.queue: deque[RunConfig] = deque()
         self.deaths: Counter[str] = Counter()
@@ -129,7 +137,7 @@ class _Pool:
     def _hand_out(self, worker: _Worker) -> None:
         worker.run = self.queue.popleft()
         try:
-            worker.connection.send(worker.run)
+            worker.connection.send((worker.run, worker.run.run_id in self.needed))
         except OSError:
             self._bury(worker)
 
@@ -219,12 +227,18 @@ def _work(connection: Connection, directory: Path, device: str, checkpoint_secon
 
     while True:
         try:
-            config = connection.recv()
+            config, keep_weights = connection.recv()
         except EOFError:
             return
         try:
             result = train(
-                config, directory, device=device, checkpoint_seconds=checkpoint_seconds, report=report, pulse=report
+                config,
+                directory,
+                device=device,
+                checkpoint_seconds=checkpoint_seconds,
+                keep_weights=keep_weights,
+                report=report,
+                pulse=report,
             )
             connection.send(("finished", result))
         except store.ClaimedError as claimed:

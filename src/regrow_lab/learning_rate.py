@@ -31,7 +31,7 @@ def _constant(config: RunConfig, step: int, total_steps: int) -> float:
 
 
 def _step(config: RunConfig, step: int, total_steps: int) -> float:
-    return config.decay ** (step // (config.decay_steps * config.multiplier))
+    return math.pow(config.decay, step // (config.decay_steps * config.multiplier))
 
 
 def _one_cycle(config: RunConfig, step: int, total_steps: int) -> float:

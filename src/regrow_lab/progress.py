@@ -107,7 +107,7 @@ class LiveProgress:
         self.bars.update(
             self.tasks[worker],
             description=run.run_id,
-            total=run.epochs * run.multiplier,
+            total=run.total_epochs,
             completed=row["epoch"],
             state=" ".join(word for word in ("" if loss is None else f"loss {loss:.3f}", speed) if word),
         )
@@ -174,4 +174,6 @@ def outcome(result: Mapping[str, Any]) -> str:
     """A finished run in a few words."""
     if result["status"] == "diverged":
         return f"diverged at step {result['diverged_at']}"
-    return f"{result['test_accuracy']:5.1f} %  {result['seconds']:.1f} s"
+    bits = result.get("test_bits")
+    measured = f"{result['test_accuracy']:5.1f} %" if bits is None else f"{bits:.3f} bits a character"
+    return f"{measured}  {result['seconds']:.1f} s"

@@ -85,8 +85,8 @@ def write_config(folder: Path, config: RunConfig) -> None:
         raise ValueError(f"{path} is of another run than {config.run_id}: give another folder with --out")
 
 
-def open_study(directory: Path, name: str, seeds: int) -> None:
-    """Make `directory` the folder of the study `name`, or check that it is.
+def open_study(directory: Path, name: str, seeds: int, **settings: str) -> None:
+    """Make `directory` the folder of the study `name` with such `settings` (scale, data), or check that it is.
 
     Raises ValueError if it is a file, the folder of another study, or holds other things.
     """
@@ -99,11 +99,17 @@ def open_study(directory: Path, name: str, seeds: int) -> None:
             raise ValueError(
                 f"{directory} is the folder of the study {study.get('study')!r}, not {name!r}: give another with --out"
             )
+        for setting, value in settings.items():
+            if study.get(setting, value) != value:
+                raise ValueError(
+                    f"{directory} holds this study with {setting} {study[setting]!r}, not {value!r}: give another "
+                    "folder with --out"
+                )
         seeds = max(seeds, study.get("seeds", 0))
     elif directory.exists() and any(directory.iterdir()):
         raise ValueError(f"{directory} is not a study folder, and not empty: give a new or empty folder with --out")
     directory.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"study": name, "seeds": seeds})
+    write_json(path, {"study": name, "seeds": seeds, **settings})
 
 
 def write_json(path: Path, fields: dict[str, Any]) -> None:

@@ -12,7 +12,6 @@ import math
 import pickle
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,14 @@ from regrow_lab import store
 from regrow_lab.config import RunConfig
 from regrow_lab.data import load_data
 from regrow_lab.data.batches import Part
+from regrow_lab.ending import result_of
 from regrow_lab.evaluation import Measured, batch_size_for, evaluate, loss_of
 from regrow_lab.learning_rate import learning_rate
-from regrow_lab.machine import describe, device_named, peak_memory
+from regrow_lab.machine import device_named
 from regrow_lab.methods import algorithm_of, net_of
-from regrow_lab.models import find_model, fit
+from regrow_lab.models import WITH_DROPOUT, find_model, fit
 from regrow_lab.optimization import optimizer_of
+from regrow_lab.origin import Origin, begun_with, first_weights, mask_step, masks_of
 
 EXPLODED = 1e4
 """A loss above this counts as diverged; at chance, cross-entropy is the logarithm of the number of classes."""
@@ -51,7 +52,8 @@ def train(
 ) -> dict[str, Any]:
     """Train one run in its folder under `directory` and return what its result.json holds.
 
-    A finished run is not trained again. One that was stopped goes on from its checkpoint.
+    A finished run is not trained again. One that was stopped goes on from its checkpoint. The run that this one starts
+    from is trained before it, if need be.
 
     Args:
         config: the run.
@@ -70,7 +72,12 @@ def train(
     folder = store.run_folder(directory, config)
     if store.is_finished(folder):
         return store.read_json(folder / "result.json")
-    training = Training(config, device_named(device))
+    origin, needed = None, config.prerequisite
+    if needed is not None:
+        home = _home(directory, needed)
+        train(needed, home, device=device, checkpoint_seconds=checkpoint_seconds, keep_weights=True, pulse=pulse)
+        origin = Origin.read(store.run_folder(home, needed), device_named(device))
+    training = Training(config, device_named(device), origin)
     with store.claim(folder):
         if store.is_finished(folder):
             return store.read_json(folder / "result.json")
@@ -105,41 +112,61 @@ def train(
     return store.read_json(folder / "result.json")
 
 
+def _home(directory: Path, needed: RunConfig) -> Path:
+    """Where a run that others start from is trained; beside the others if it is finished but left no weights."""
+    folder = store.run_folder(directory, needed)
+    return directory / "again" if store.is_finished(folder) and not (folder / "weights.pt").exists() else directory
+
+
 class Training:
     """A run under way: all its state, and the loop over one epoch."""
 
-    def __init__(self, config: RunConfig, device: torch.device) -> None:
+    def __init__(self, config: RunConfig, device: torch.device, origin: Origin | None = None) -> None:
         self.began = time.perf_counter()
         self.config = config
         self.device = device
+        self.origin = origin
         data = load_data(config.data, device, config.image_size).parts(config)
         self.data = data
         self.batches = math.ceil(len(data.train) / config.batch_size)
-        self.epochs = config.epochs * config.multiplier
+        self.epochs = config.total_epochs
         self.total_steps = self.epochs * self.batches
-        self.algorithm = algorithm_of(config, self.total_steps)
         example, shape = data.example, tuple(data.example.shape[1:])
         arguments = {"num_classes": data.num_classes, **fit(config.model, shape, text=data.is_text, data=config.data)}
+        if config.model.startswith(WITH_DROPOUT):
+            arguments["dropout"] = config.dropout
+        self.arguments = arguments
         with torch.device("meta"):
             dense_net = find_model(config.model)(**arguments)
-        self.dense_flops = regrow.count_flops(dense_net, example).dense
+        dense_flops = regrow.count_flops(dense_net, example)
+        algorithm = algorithm_of(config, self.total_steps, dense_flops)
+        self.dense_flops = dense_flops.dense
         self.dense_weights = num_weights(dense_net)
         torch.manual_seed(config.seed)
         self.model = net_of(config, **arguments).to(device)
+        weights = first_weights(config, origin, lambda: net_of(config, **arguments))
+        if weights is not None:
+            self.model.load_state_dict(weights)
         if example.dim() == 4:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward = torch.compile(self.model, dynamic=False) if config.compiled else self.model
         self.optimizer = optimizer_of(config, self.model)
         self.flops = regrow.count_flops(self.model, example)
-        self.sparsifier = (
-            regrow.attach(self.model, self.optimizer, self.algorithm, seed=config.seed) if self.algorithm else None
-        )
+        masks = masks_of(config, origin, self.model, data)
+        self.algorithm = algorithm and begun_with(config, algorithm, masks)
+        self.masks_at = mask_step(config, self.total_steps)
+        self.sparsifier: regrow.Sparsifier | None = None
         self.step = 0
+        self._put_masks_on()
         self.losses: list[Tensor] = []  # of this epoch, left on the device: asking for a number would wait for it
         self.rows: list[Row] = []
         self.diverged_at: int | None = None
         self.trained_samples, self.trained_seconds = 0, 0.0  # by this process: for the throughput alone
         self.took_up = time.perf_counter(), 0  # when this process began the epoch, and at which step
+
+    def _put_masks_on(self) -> None:
+        if self.algorithm and self.sparsifier is None and self.step >= self.masks_at:
+            self.sparsifier = regrow.attach(self.model, self.optimizer, self.algorithm, seed=self.config.seed)
 
     @property
     def done(self) -> bool:
@@ -155,7 +182,7 @@ class Training:
         """Train to the end of the epoch, from wherever in it the run stands, and return its metrics."""
         config, optimizer, groups = self.config, self.optimizer, self.optimizer.param_groups
         epoch, first = divmod(self.step, self.batches)
-        order = data_order(config.seed, epoch, len(self.data.train))
+        order = self._order(epoch)
         parameters = list(self.model.parameters())
         self.took_up = time.perf_counter(), self.step
         self.model.train()
@@ -163,6 +190,7 @@ class Training:
             order, config.batch_size, seed=config.seed, epoch=epoch, first=first
         ):
             before_step()
+            self._put_masks_on()
             rate = learning_rate(config, self.step, self.total_steps)
             for group in groups:
                 group["lr"] = rate
@@ -177,6 +205,16 @@ class Training:
             self.losses.append(loss.detach())
             self.step += 1
         return self._close_epoch(rate, first)
+
+    def _order(self, epoch: int) -> Tensor:
+        """The order of the samples in an epoch; another one from the step on at which the run leaves the seed's own."""
+        config = self.config
+        order = data_order(config.seed, epoch, len(self.data.train))
+        if not config.data_order:
+            return order
+        steps = round(config.rewind * self.total_steps) - epoch * self.batches
+        same, rest = order.tensor_split([min(max(steps, 0) * config.batch_size, len(order))])
+        return torch.cat([same, rest[data_order(f"{config.seed} order {config.data_order}", epoch, len(rest))]])
 
     def precision(self) -> torch.autocast:
         """The context of a forward pass."""
@@ -214,12 +252,12 @@ class Training:
             **({"train_bits": mean / math.log(2)} if self.data.is_text and math.isfinite(mean) else {}),
             "learning_rate": rate,
             "sparsity": self.sparsity,
-            "sparse_flops": round(self._sparse_flops(self.sparsifier.densities if self.sparsifier else {})),
+            "sparse_flops": round(self.sparse_flops(self.sparsifier.densities if self.sparsifier else {})),
         }
         self.rows.append(row)
         return row
 
-    def _sparse_flops(self, densities: dict[str, float]) -> float:
+    def sparse_flops(self, densities: dict[str, float]) -> float:
         """Forward FLOPs for one sample at the given densities."""
         return sum(layer.dense * densities.get(name, 1.0) for name, layer in self.flops.layers.items())
 
@@ -230,41 +268,7 @@ class Training:
 
     def result(self) -> dict[str, Any]:
         """The content of result.json; the test data are looked at here alone."""
-        test = self.measure(self.data.test) if self.diverged_at is None else None
-        if test is None and self.diverged_at is None:
-            self.diverged_at = self.step
-        validation = self.measure(self.data.validation) if self.data.validation and test else None
-        sparsifier = self.sparsifier
-        densities = sparsifier.densities if sparsifier else {}
-        sparse = self._sparse_flops(densities)
-        mean = self._sparse_flops(sparsifier.mean_densities if sparsifier else {})
-        train_flops = regrow.train_flops(self.algorithm, mean, self.dense_flops) if self.algorithm else 3 * sparse
-        return {
-            "status": "finished" if self.diverged_at is None else "diverged",
-            "test_accuracy": test.accuracy if test else None,
-            "test_loss": test.loss if test else None,
-            "test_bits": test.loss / math.log(2) if test and self.data.is_text else None,
-            "validation_accuracy": validation.accuracy if validation else None,
-            "validation_loss": validation.loss if validation else None,
-            "diverged_at": self.diverged_at,
-            "sparsity": self.sparsity,
-            "densities": densities,
-            "dense_flops": self.dense_flops,
-            "sparse_flops": round(sparse),
-            "mean_sparse_flops": mean,
-            "train_flops": train_flops,
-            "train_ratio": train_flops / (3 * self.dense_flops) * self.config.multiplier,
-            "test_ratio": sparse / self.dense_flops,
-            "steps": self.step,
-            "weight_steps": sparsifier.weight_steps if sparsifier else self.step,
-            "updates": sparsifier.num_updates if sparsifier else 0,
-            "seconds": round(time.perf_counter() - self.began, 3),
-            "samples_per_second": round(self.samples_per_second, 1),
-            "peak_memory_mib": round(peak_memory(self.device) / 2**20, 1),
-            "torch": torch.__version__,
-            "machine": describe(self.device),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
+        return result_of(self)
 
     def weights(self) -> dict[str, Any]:
         """The final net: its state and its masks."""
@@ -287,9 +291,11 @@ class Training:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to where `state_dict` was taken."""
         self.step, self.losses, self.rows = state["step"], state["losses"], state["rows"]
+        if state["sparsifier"] is not None:
+            self._put_masks_on()
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.sparsifier:
+        if self.sparsifier and state["sparsifier"] is not None:
             self.sparsifier.load_state_dict(state["sparsifier"])
         torch.set_rng_state(state["random"].cpu())
         if self.device.type == "cuda":
@@ -314,7 +320,7 @@ def num_weights(model: torch.nn.Module) -> int:
     return sum(layer.size for layer in regrow.find_layers(model).values())
 
 
-def data_order(seed: int, epoch: int, samples: int) -> Tensor:
+def data_order(seed: int | str, epoch: int, samples: int) -> Tensor:
     """The order of the training samples in an epoch: a function of seed and epoch, so it needs no state."""
     key = hashlib.blake2b(f"data order/{seed}/{epoch}".encode(), digest_size=4).digest()
     return torch.randperm(samples, generator=torch.Generator().manual_seed(int.from_bytes(key)))

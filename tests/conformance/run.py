@@ -4,11 +4,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
+from conformance.axes import (
+    CALLS,
+    EVERY,
+    LOOPS,
+    OPTIMIZERS,
+    OVERFLOWS,
+    PRECISIONS,
+    SPARSITY,
+    STOP,
+    Loop,
+    Recipe,
+    data,
+    net,
+)
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import regrow
-from conformance.axes import CALLS, EVERY, LOOPS, OPTIMIZERS, OVERFLOWS, PRECISIONS, SPARSITY, STOP, Loop, Recipe, data, net
 
 Step = Callable[[int, bool], None]
 """Looks at the state after a call of ``step()``, told its number and whether a scaler skipped it."""
@@ -102,7 +115,8 @@ class Ledger:
     def __call__(self, call: int, skipped: bool) -> None:
         updated = self._advance(skipped)
         where = f"after call {call}"
-        assert (self.sparsifier.weight_steps, self.sparsifier.num_updates) == (self.weight_steps, self.num_updates), where
+        assert self.sparsifier.weight_steps == self.weight_steps, where
+        assert self.sparsifier.num_updates == self.num_updates, where
         masks = self._copies()
         changed = [name for name, mask in masks.items() if not torch.equal(mask, self._masks[name])]
         assert updated or not changed, f"{changed} changed without an update {where}"

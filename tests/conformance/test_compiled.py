@@ -1,4 +1,4 @@
-"""torch.compile of the model and of the optimizer's step: the same run as without, and no graph more when masks change."""
+"""torch.compile of model and optimizer step: the same run as without, and no graph more when masks change."""
 
 from collections.abc import Iterator
 
@@ -58,7 +58,9 @@ def test_a_compiled_model_is_one_graph_for_the_whole_run(recipe: str) -> None:
     assert same(ledger, plain)
 
 
-@pytest.mark.parametrize(("recipe", "optimizer"), [("rigl", "sgd-decay"), ("rigl", "adamw"), ("snfs", "adam"), ("pruning", "rmsprop")])
+@pytest.mark.parametrize(
+    ("recipe", "optimizer"), [("rigl", "sgd-decay"), ("rigl", "adamw"), ("snfs", "adam"), ("pruning", "rmsprop")]
+)
 def test_a_compiled_step_makes_no_graph_after_the_second_update(recipe: str, optimizer: str) -> None:
     ledger, graphs = run(recipe, optimizer, "step", CompileCounter())
     assert graphs[0] >= 1

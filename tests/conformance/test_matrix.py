@@ -36,6 +36,27 @@ def test_pairs(optimizer: str, recipe: str, loop: str, precision: str) -> None:
     conforms(optimizer, recipe, loop, precision)
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_an_infinite_gradient_of_a_dead_weight_changes_nothing(optimizer: str) -> None:
+    """Nor does NaN: the alive weights of a run with both are bit-identical to those of a run without."""
+    models = []
+    for plant in (0.0, torch.inf, torch.nan):
+        made = setup(optimizer, "fp32", "clip-norm")
+        models.append(made.model)
+
+        def attach(made=made, plant=plant) -> None:
+            sparsifier = regrow.attach(made.model, made.optimizer, RECIPES["static"].algorithm, strict=True)
+            name, mask = list(sparsifier.masks.items())[-1]
+            added = torch.zeros(mask.shape)
+            added[tuple((~mask).nonzero()[0])] = plant
+            made.model.get_parameter(name).register_hook(lambda gradient: gradient + added)
+
+        train(made, "fp32", "clip-norm", attach)
+    for other in models[1:]:
+        for name, value in models[0].named_parameters():
+            assert torch.equal(value, other.get_parameter(name)), name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_full_product(recipe: str) -> None:

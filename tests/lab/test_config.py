@@ -52,6 +52,7 @@ CHANGES = {
     "sequence_length": 64,
     "precision": "bf16",
     "compiled": True,
+    "dropout": 0.0,
 }
 RIGL = RunConfig(method="rigl", sparsity=0.9)
 

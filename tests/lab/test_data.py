@@ -380,6 +380,11 @@ def test_hugging_face_files(tmp_path: Path, form: str) -> None:
     assert torch.equal(found.train_images, TRAIN)
     assert torch.equal(found.test_images, TEST)
     assert (found.train_labels.tolist(), found.test_labels.tolist()) == (LABELS, [0, 9])
+    extra = tmp_path / source.files[0].name.replace("train", "validation").replace("data", "validation")
+    extra.write_bytes(source.files[0].read_bytes())
+    again = find_hugging_face(tmp_path)
+    assert again is not None
+    assert len(again.read().test_images) == 2  # a validation part is no part of the test
     for path in source.files:
         path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ValueError, match="is truncated or broken"):
@@ -490,6 +495,7 @@ def test_jpeg_images_are_not_called_cifar_10(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ValueError, match=r"holds JPEG images.*say data cifar10-jpeg"):
         load_data("cifar10", CPU)
     tiny_set("cifar10-jpeg", monkeypatch, size=(24, 8), num_classes=2)
+    pictures.write_image_folder(root() / "cifar10-jpeg", side=32, ending="png")  # which is not looked at
     data = load_data("cifar10-jpeg", CPU)
     assert isinstance(data, Dataset)
     assert data.train_inputs.shape == (24, 32, 32, 3)

@@ -187,6 +187,14 @@ def test_bf16_is_used_where_it_was_asked_for() -> None:
     assert seen == [torch.float32, torch.bfloat16]
 
 
+def test_dropout_is_of_wide_residual_nets() -> None:
+    for dropout in (0.0, 0.3):
+        run = Training(RunConfig(dropout=dropout, **IMAGES), CPU)
+        found = [module.p for module in run.model.modules() if isinstance(module, torch.nn.Dropout)]
+        assert found == [dropout] * 3
+    assert not any(isinstance(module, torch.nn.Dropout) for module in Training(RunConfig(), CPU).model.modules())
+
+
 def test_signs_of_life_tell_the_throughput(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "PULSE_SECONDS", 0.0)
     lines, pulses = [], []

@@ -13,6 +13,7 @@ from regrow.compact.layers import obstacle
 from regrow.compact.region import wanted
 from regrow.compact.stored import CompactedLayer
 from regrow.scores import Need
+from regrow.shards import is_cut
 from regrow.storage import MaskedLayer, StoredLayer
 
 MOST_DENSITY = 0.5
@@ -103,6 +104,8 @@ def check_compact(model: nn.Module, optimizer: Optimizer, algorithms: list[Algor
             f"{type(model).__name__} was made for the dense weights: attach with storage='compact' first and wrap the "
             "model after it, or use storage='dense'"
         )
+    if any(is_cut(parameter) for parameter in model.parameters()):
+        raise ValueError("the weights are cut into pieces (FSDP2, tensor parallelism): use storage='dense'")
     devices = {parameter.device.type for parameter in model.parameters()} - {"cpu"}
     if devices:
         raise ValueError(f"the model is on {devices.pop()}; compact storage runs on the CPU: use storage='dense'")

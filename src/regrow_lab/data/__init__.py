@@ -15,7 +15,7 @@ from regrow_lab.config import RunConfig
 from regrow_lab.data.augment import AUGMENTATIONS
 from regrow_lab.data.batches import Images, Parts, Pixels, StreamedImages, Vectors, Windows, held_out
 from regrow_lab.data.cache import decoded
-from regrow_lab.data.digits import digits
+from regrow_lab.data.digits import digits, digits_images
 from regrow_lab.data.folder import ImageFolder, Listing, decode_file, find_image_folder, list_images
 from regrow_lab.data.hugging_face import find_hugging_face
 from regrow_lab.data.sets import IMAGE_SETS
@@ -137,7 +137,7 @@ def _only_for_images(config: RunConfig, name: str) -> None:
 
 AnyData = Dataset | Text | ImageFiles
 
-DATASETS: dict[str, Callable[[], FourTensors]] = {"digits": digits}
+DATASETS: dict[str, Callable[[], FourTensors]] = {"digits": digits, "digits-images": digits_images}
 """Data that needs no files."""
 
 
@@ -164,7 +164,9 @@ def load_data(name: str, device: torch.device, image_size: int = 0) -> AnyData:
 @functools.cache
 def _load(name: str, device: torch.device, image_size: int, root: Path) -> AnyData:
     if name in DATASETS:
-        return Dataset(*_on(device, DATASETS[name]()), name=name)
+        tensors = DATASETS[name]()
+        mean, std = _statistics(tensors[0]) if tensors[0].dim() == 4 else ((), ())
+        return Dataset(*_on(device, tensors), name=name, mean=mean, std=std)
     if name in IMAGE_SETS:
         image_set = IMAGE_SETS[name]
         source = image_set.find(root)

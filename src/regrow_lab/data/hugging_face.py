@@ -22,7 +22,8 @@ def find_hugging_face(folder: Path) -> Source | None:
     for ending in ("parquet", "arrow"):
         files = sorted(path for path in folder.rglob(f"*.{ending}") if not path.name.startswith("cache-"))
         train = tuple(path for path in files if _is_part(path, folder, ("train",)))
-        test = tuple(path for path in files if _is_part(path, folder, TEST_NAMES))
+        tests = (tuple(path for path in files if _is_part(path, folder, (name,))) for name in TEST_NAMES)
+        test = next((part for part in tests if part), ())
         if train and test:
             return Source(f"{ending} files", (*train, *test), lambda: _read(train, test))  # noqa: B023
         if train:

@@ -72,11 +72,23 @@ def _times(shape: tuple[int, ...]) -> str:
     return "×".join(map(str, shape))
 
 
+def _is_jpeg(source: Source) -> bool:
+    return source.files[0].suffix.lower() in (".jpg", ".jpeg")
+
+
 def _lossless_folder(folder: Path) -> Source | None:
     source = find_image_folder(folder)
-    if source is not None and source.files[0].suffix.lower() in (".jpg", ".jpeg"):
-        raise ValueError(f"{folder} holds JPEG images, which are not those of the original set: say data cifar10-jpeg")
+    if source is not None and _is_jpeg(source):
+        raise ValueError(
+            f"{folder} holds JPEG images, which are not those of the original set: use its archive (for CIFAR-10 as "
+            "JPEG say data cifar10-jpeg)"
+        )
     return source
+
+
+def _jpeg_folder(folder: Path) -> Source | None:
+    source = find_image_folder(folder)
+    return source if source is not None and _is_jpeg(source) else None
 
 
 def _archive(archive: Archive, folder: str) -> Download:
@@ -110,7 +122,7 @@ IMAGE_SETS = {
             CIFAR_10_MEAN,
             CIFAR_10_STD,
             folders=("cifar10-jpeg", "cifar10-jpeg/cifar10", "cifar10"),
-            finders=(find_image_folder,),
+            finders=(_jpeg_folder,),
         ),
         ImageSet(
             "cifar100",

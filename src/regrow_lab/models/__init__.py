@@ -75,6 +75,8 @@ INPUT_SHAPES: dict[str, tuple[int, ...]] = {
 OF_TEXT = ("gpt", "char-gru")
 OF_ANY_SHAPE = ("lenet-300-100",)
 OF_ONE_SIZE = ("lenet-5", "vit")
+WITH_DROPOUT = ("wrn-",)
+"""What the names begin with of networks whose builders take `dropout`."""
 SMALLEST = {"vgg16-bn": 32}
 """Images must have so many pixels a side, for the poolings."""
 

@@ -27,6 +27,7 @@ std::vector<std::string> variants() {
 }  // namespace
 
 NB_MODULE(_engine, m) {
+    nb::set_leak_warnings(false);  // plans that live in caches until the interpreter ends are no leaks
     m.doc() = "Kernels and plans of truly sparse training; use regrow.compact.engine.";
     m.def("variants", &variants, "Instruction sets that this CPU runs, fastest first.");
     m.def("variant", [] { return std::string(best_variant()->name); });

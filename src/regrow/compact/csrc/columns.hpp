@@ -148,7 +148,7 @@ struct WeightColumn {
 
 template <class T, int C>
 static void weight_column(const WeightColumn<T>& a) {
-    constexpr int S = smaller(shared_lines<T>(), C);
+    constexpr int S = smaller(shared_weight_lines<T>(), C);
     const Segments& s = a.segments;
     for (int q = 0; q < s.blocks; q++) {
         const char* x = a.x + q * s.block_bytes;

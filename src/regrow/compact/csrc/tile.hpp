@@ -32,6 +32,11 @@ constexpr int tile_lines() {
     return lines > kTileLines ? kTileLines : lines < 1 ? 1 : lines;
 }
 template <class T>
+constexpr int shared_weight_lines() {  // the same for weight gradients, which hold stored lines in registers
+    int lines = kRegisters / 2 / (4 * T::raw_parts);
+    return lines < 1 ? 1 : lines;
+}
+template <class T>
 constexpr int shared_lines() {  // lines of a tile four rows high
     int lines = kRegisters / 2 / (4 * T::parts);
     return lines < 1 ? 1 : lines;

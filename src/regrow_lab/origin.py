@@ -1,0 +1,95 @@
+"""What a run starts from besides its configuration: the end of an earlier run, or scores of its first batches."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import regrow
+from regrow_lab import store
+from regrow_lab.config import IMP_FRACTION, RunConfig
+from regrow_lab.data.batches import Parts
+from regrow_lab.evaluation import loss_of
+
+GRASP_SAMPLES = 10
+"""Training samples a class whose loss GraSP's scores are taken of. Wang, Zhang & Grosse 2020, section 5."""
+OTHER_SEED = 1000
+"""Added to the seed for the weights of a random re-initialisation, so that no seed of a study is met."""
+
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The end of the run that had to be finished before: its weights, its masks (none of a dense net), its result."""
+
+    model: State
+    masks: State
+    result: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path, device: torch.device) -> Origin:
+        """What that run left in its folder."""
+        saved = torch.load(folder / "weights.pt", map_location=device, weights_only=True)
+        return cls(saved["model"], saved["masks"], store.read_json(folder / "result.json"))
+
+
+def masks_of(config: RunConfig, origin: Origin | None, model: nn.Module, data: Parts) -> dict[str, Tensor] | None:
+    """The masks that the run begins with, where its method does not draw them itself."""
+    if config.method == "grasp":
+        return grasp_masks(config, model, data)
+    if origin is None or config.method == "dense":
+        return None
+    if config.start == "shuffled" and not config.data_order:
+        return regrow.shuffle_masks(origin.masks, config.seed)
+    if config.method != "imp" or config.data_order or config.start == "reinitialized":
+        return dict(origin.masks)
+    names = regrow.find_layers(model)
+    masks = {name: origin.masks.get(name, torch.ones_like(origin.model[name], dtype=torch.bool)) for name in names}
+    return regrow.prune_by_magnitude(origin.model, masks, (1 - IMP_FRACTION) ** config.imp_level)
+
+
+def begun_with(config: RunConfig, algorithm: regrow.Algorithm, masks: State | None) -> regrow.Algorithm:
+    """The algorithm of a run that is given `masks`."""
+    if masks is None:
+        return algorithm
+    if config.method != "rigl":
+        return replace(regrow.from_masks(masks), name=config.method)
+    given = regrow.with_densities if config.start == "rigl-sm-densities" else regrow.starting_from
+    return given(algorithm, masks)
+
+
+def first_weights(config: RunConfig, origin: Origin | None, build: Callable[[], nn.Module]) -> State | None:
+    """The state of the net at step 0, where it is not the seed's own initialisation."""
+    if config.start == "reinitialized":
+        return regrow.reinitialized(build, config.seed + OTHER_SEED)
+    if config.start == "trained" and origin is not None:
+        assert not config.data_order
+        return origin.model
+    return None
+
+
+def mask_step(config: RunConfig, total_steps: int) -> int:
+    """The step at which the masks are put on: where imp rewinds to, as it is dense until there; else 0."""
+    return round(config.rewind * total_steps) if config.method == "imp" and config.start != "trained" else 0
+
+
+def grasp_masks(config: RunConfig, model: nn.Module, data: Parts) -> dict[str, Tensor]:
+    """Masks of the largest GraSP scores over the first batches of the training, some ten samples a class."""
+    order = torch.arange(len(data.train))
+    number = grasp_batches(config, data)
+    batches = list(itertools.islice(data.train.batches(order, config.batch_size, seed=config.seed), number))
+    model.train()
+    scores = regrow.grasp_scores(model, lambda outputs, labels: loss_of(outputs.float(), labels), batches)
+    return regrow.masks_from_scores(scores, config.sparsity)
+
+
+def grasp_batches(config: RunConfig, data: Parts) -> int:
+    """How many batches that takes."""
+    return -(-GRASP_SAMPLES * data.num_classes // config.batch_size)
