@@ -7,7 +7,6 @@ import io
 import json
 import re
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -19,9 +18,10 @@ from rich.console import Console
 
 from regrow_lab import store
 from regrow_lab.config import RunConfig
-from regrow_lab.launch import WorkerError, default_workers, launch
-from regrow_lab.progress import bytes_bar, epoch_lines, outcome, progress_for
-from regrow_lab.studies import study_runs
+from regrow_lab.launch import default_workers
+from regrow_lab.progress import bytes_bar, epoch_lines, outcome
+from regrow_lab.studies import ALL
+from regrow_lab.study_command import print_report, run_studies, run_study
 
 # torch takes seconds to import: only a command that needs it imports it, inside its run().
 
@@ -80,13 +80,19 @@ class Study:
     """Do a study on all cores, print its table and write its report; one that was stopped goes on."""
 
     name: tyro.conf.Positional[str]
-    """The study: digits."""
+    """The study: digits, table1, table2, table3, table5, figure3, figure4, struct, tickets or charlm; or all."""
     seeds: int = 3
     """Seeds of every setting, from 0."""
     workers: int = field(default_factory=default_workers)
     """Processes, one thread each; by default one a core."""
     out: Path | None = None
-    """Folder for the study. By default runs/NAME."""
+    """Folder for the study. By default runs/NAME; all studies have a folder each in it."""
+    scale: str = "small"
+    """small: minutes to hours on a few cores. paper: the paper's nets, data and epochs, for a GPU."""
+    data: str | None = None
+    """Another data set than the study's own: cifar10-jpeg with a small net at the small scale, for instance."""
+    data_dir: Path | None = None
+    """Folder of all data, in place of $REGROW_DATA. At the small scale the data are then cifar10-jpeg."""
     device: str = "cpu"
     """Where the nets and the data live, in torch's words: cpu, cuda, cuda:1."""
     checkpoint_seconds: float = 30.0
@@ -94,45 +100,9 @@ class Study:
 
     def run(self) -> int:
         """Train what is not finished yet, then write the report."""
-        runs = study_runs(self.name, self.seeds)
         if self.workers < 1:
             raise ValueError(f"workers must be 1 or more, given {self.workers}")
-        if self.device != "cpu":
-            from regrow_lab.machine import device_named
-
-            device_named(self.device)
-        out = Path("runs") / self.name if self.out is None else self.out
-        store.open_study(out, self.name, self.seeds)
-        began = time.monotonic()
-        try:
-            done = launch(
-                runs,
-                out,
-                workers=self.workers,
-                progress=progress_for(Console()),
-                device=self.device,
-                checkpoint_seconds=self.checkpoint_seconds,
-            )
-        except WorkerError as error:
-            print(f"regrow: {error}; the same command goes on once that is mended", file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            finished = sum(store.is_finished(store.run_folder(out, config)) for config in runs)
-            print(
-                f"regrow: stopped with {finished} of {len(runs)} runs finished; the same command goes on from there",
-                file=sys.stderr,
-            )
-            return 130
-        _print_report(out)
-        print(
-            f"{len(runs)} runs: {done.before} finished before, {done.finished} now in "
-            f"{time.monotonic() - began:.0f} s on {self.workers} workers, {len(done.failed)} failed"
-        )
-        for run_id in done.diverged:
-            print(f"diverged: {run_id}")
-        for run_id, why in done.failed.items():
-            print(f"regrow: {run_id} failed: {why}", file=sys.stderr)
-        return 1 if done.failed else 0
+        return run_studies(self) if self.name == ALL else run_study(self, self.name, self.out)
 
 
 @dataclass(frozen=True)
@@ -178,14 +148,15 @@ class Flops:
 
 @dataclass(frozen=True)
 class Report:
-    """Rebuild the tables and figures of a folder of runs from what is stored in it."""
+    """Rebuild the tables and figures of a folder of runs from what is stored in it; of a folder of studies those of
+    each, and claims.md: the report's questions against what the runs show."""
 
     directory: tyro.conf.Positional[Path]
-    """Folder that `regrow study` or `regrow train` wrote."""
+    """Folder that `regrow study` or `regrow train` wrote, or a folder of several studies."""
 
     def run(self) -> int:
         """Write the report and print its table."""
-        _print_report(self.directory)
+        print_report(self.directory)
         return 0
 
 
@@ -292,10 +263,3 @@ def _without_box(text: str) -> str:
     lines = [line.strip("│╰╯ ") for line in plain.splitlines()[1:]]
     parts = (" ".join(part) for is_rule, part in groupby(lines, lambda line: not line.strip("─-")) if not is_rule)
     return "; ".join(part.rstrip(".") for part in parts)
-
-
-def _print_report(directory: Path) -> None:
-    from regrow_lab.report import write_report
-
-    print(write_report(directory))
-    print(f"report: {directory / 'report'}")

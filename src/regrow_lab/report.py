@@ -15,11 +15,13 @@ from typing import IO, Any
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from regrow_lab import store
+from regrow_lab import grids, store
 from regrow_lab.figures import accuracy_against_flops, accuracy_against_sparsity, layer_densities
+from regrow_lab.grids import Grid
 from regrow_lab.store import StoredRun
 from regrow_lab.studies import STUDIES, study_runs
-from regrow_lab.summary import Summary, summarise
+from regrow_lab.study_report import cells_of, study_notes, study_of, study_pictures, study_tables
+from regrow_lab.summary import Summary
 from regrow_lab.tables import Table, make_tables, to_csv, to_latex, to_markdown, to_text
 
 FIGURES = {
@@ -34,7 +36,8 @@ def write_report(directory: Path | str, console: Console | None = None) -> str:
     """Write the tables and figures of the runs under `directory` to its folder `report`, and return the table as text.
 
     The files: table.md, table.tex, table.csv, report.md, and each figure as PNG and PDF. Each is replaced in one step,
-    and only after all of them could be made; other files in the folder stay.
+    and only after all of them could be made; other files in the folder stay. A study's folder has comparison.md and
+    comparison.csv too, its rows beside the paper's, and the study's own figures.
 
     Args:
         directory: a folder that holds `runs/`, as `regrow study` and `regrow train` leave it.
@@ -46,21 +49,25 @@ def write_report(directory: Path | str, console: Console | None = None) -> str:
     directory = Path(directory)
     console = console or Console()
     runs = store.read_runs(directory)
-    summaries = summarise(runs)
+    study, summaries = study_of(directory), cells_of(runs)
     if not summaries:
         raise ValueError(
             f"{directory} holds no finished run ({len(runs)} begun): "
             "let `regrow study` or `regrow train` finish one first"
         )
     tables = make_tables(summaries)
-    figures = dict(_figures(summaries))
-    missing = _missing(directory, runs)
+    beside = study_tables(study, summaries)
+    figures = {**dict(_figures(summaries)), **dict(study_pictures(study, runs, summaries))}
+    missing = _missing(directory, study, runs)
     files = {
         "table.md": "\n".join(f"**{table.title}**\n\n{to_markdown(table)}" for table in tables).encode(),
         "table.tex": "\n".join(to_latex(table) for table in tables).encode(),
         "table.csv": to_csv(summaries).encode(),
-        "report.md": _page(runs, tables, figures, missing).encode(),
+        "report.md": _page(runs, tables, beside, study_notes(study), figures, missing).encode(),
     }
+    if beside:
+        files["comparison.md"] = "\n".join(f"**{grid.title}**\n\n{grids.to_markdown(grid)}" for grid in beside).encode()
+        files["comparison.csv"] = "\n".join(grids.to_csv(grid) for grid in beside).encode()
     for name, (_, figure) in figures.items():
         files[f"{name}.png"] = _image(figure, "png", {"Software": None})
         files[f"{name}.pdf"] = _image(figure, "pdf", {"CreationDate": None})
@@ -69,7 +76,7 @@ def write_report(directory: Path | str, console: Console | None = None) -> str:
         store.write_whole(directory / "report" / name, partial(_write, content))
     width = console.width if console.is_terminal else None
     texts = [to_text(table, width, styled=console.is_terminal) for table in tables]
-    return "\n\n".join([*texts, *missing])
+    return "\n\n".join([*texts, *map(grids.to_text, beside), *missing])
 
 
 def _write(content: bytes, file: IO[bytes]) -> None:
@@ -96,25 +103,27 @@ def _image(figure: Figure, kind: str, metadata: Mapping[str, None]) -> bytes:
     return content.getvalue()
 
 
-def _missing(directory: Path, runs: Sequence[StoredRun]) -> list[str]:
+def _missing(directory: Path, study: Mapping[str, Any], runs: Sequence[StoredRun]) -> list[str]:
     """A sentence on the runs that a study still lacks, if it lacks some."""
-    path = directory / "study.json"
-    study = store.read_json(path) if path.exists() else {}
     if study.get("study") not in STUDIES:
         return []
-    planned = {config.run_id for config in study_runs(study["study"], study["seeds"])}
+    name, seeds, scale, data = study["study"], study["seeds"], study.get("scale", "small"), study.get("data") or None
+    planned = {config.run_id for config in study_runs(name, seeds, scale, data)}
     left = len(planned - {run.folder.name for run in runs if run.result is not None})
     if not left:
         return []
+    also = f" --scale {scale}" * (scale != "small") + (f" --data {data}" if data else "")
     return [
         f"{left} of the {len(planned)} runs of this study are not finished: "
-        f"`regrow study {study['study']} --seeds {study['seeds']} --out {directory}` goes on with them."
+        f"`regrow study {name} --seeds {seeds}{also} --out {directory}` goes on with them."
     ]
 
 
 def _page(
     runs: Sequence[StoredRun],
     tables: Sequence[Table],
+    beside: Sequence[Grid],
+    notes: Sequence[str],
     figures: Mapping[str, tuple[str, Figure]],
     missing: Sequence[str],
 ) -> str:
@@ -122,6 +131,9 @@ def _page(
     lines = ["# " + "; ".join(table.title for table in tables), "", *missing]
     for table in tables:
         lines += ["", f"## {table.title}", "", to_markdown(table)]
+    for grid in beside:
+        lines += ["", f"## {grid.title}", "", grids.to_markdown(grid)]
+    lines += [*notes, ""] if notes else []
     for name, (caption, _) in figures.items():
         lines += [f"![{caption}]({name}.png)", "", f"*{caption}.* ([PDF]({name}.pdf))", ""]
     return "\n".join([*lines, "## How it was made", "", *_provenance(runs)]) + "\n"

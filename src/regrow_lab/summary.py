@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from regrow_lab.config import RunConfig
 from regrow_lab.store import StoredRun
 
 NAMES = {
@@ -54,7 +55,7 @@ class Summary:
     data: str
     method: str
     distribution: str | None
-    multiplier: int
+    multiplier: float
     variant: str
     """What else sets this cell apart from others of the same name, such as `every=50`; mostly empty."""
     sparsity: float
@@ -72,16 +73,27 @@ class Summary:
     seconds: float
     peak_memory_mib: float | None
     layer_densities: Mapping[str, float]
+    bits: float | None = None
+    """Bits a character, of a text."""
+    bits_std: float | None = None
+    wall_train: float | None = None
+    """Measured time of a training step relative to the dense net's, where it was measured; `wall_test` likewise."""
+    wall_test: float | None = None
 
     @property
-    def row(self) -> tuple[str, str | None, int, str]:
+    def hours(self) -> float:
+        """Wall time of one run."""
+        return self.seconds / 3600
+
+    @property
+    def row(self) -> tuple[str, str | None, float, str]:
         """What the cells of one row of the table share."""
         return (self.method, self.distribution, self.multiplier, self.variant)
 
     @property
     def label(self) -> str:
         """Name of the row in the report's form, as in `RigL_2x (ERK)`; a uniform distribution is not said."""
-        name = NAMES.get(self.method, self.method) + (f"_{self.multiplier}x" if self.multiplier > 1 else "")
+        name = NAMES.get(self.method, self.method) + (f"_{self.multiplier:g}x" if self.multiplier > 1 else "")
         distribution = {None: "", "uniform": "", "er": "ER", "erk": "ERK"}.get(self.distribution, self.distribution)
         notes = ", ".join(note for note in (distribution, self.variant) if note)
         return f"{name} ({notes})" if notes else name
@@ -102,6 +114,7 @@ class Summary:
         return 0 if self.method == "small-dense" or self.distribution == "uniform" else 1
 
 
+DEFAULTS = RunConfig().to_dict()
 ROW = ("model", "data", "method", "distribution", "multiplier")
 
 
@@ -132,10 +145,14 @@ def _place(summary: Summary) -> tuple[Any, ...]:
 
 
 def _variants(row: Sequence[StoredRun]) -> list[str]:
-    """What sets each run of a row apart beside seed and sparsity."""
-    fields = {field for run in row for field in run.config} - {"seed", "sparsity"}
-    varying = sorted(field for field in fields if len({repr(run.config.get(field)) for run in row}) > 1)
-    return [", ".join(f"{field}={run.config.get(field)}" for field in varying) for run in row]
+    """What sets each run of a row apart beside seed and sparsity; that a field is None is not said."""
+    configs = [DEFAULTS | run.config for run in row]  # an older version's runs lack the newer fields
+    fields = {field for config in configs for field in config} - {"seed", "sparsity", "schema"}
+    varying = sorted(field for field in fields if len({repr(config.get(field)) for config in configs}) > 1)
+    return [
+        ", ".join(f"{field}={config[field]}" for field in varying if config.get(field) is not None)
+        for config in configs
+    ]
 
 
 def _setting(run: StoredRun, field: str) -> Any:
@@ -164,6 +181,12 @@ def _summary(runs: Sequence[StoredRun], variant: str) -> Summary:
     def shared(field: str) -> Any:
         return _setting(runs[0], field)
 
+    def measured(field: str, part: str | None = None) -> list[float]:
+        values = (run.result or {} for run in finished)
+        found = (value.get(field) if part is None else (value.get(field) or {}).get(part) for value in values)
+        return [float(value) for value in found if value is not None]
+
+    bits, wall_train, wall_test = measured("test_bits"), measured("wall", "train_ratio"), measured("wall", "test_ratio")
     memory = [float(value) for run in counted if (value := _outcome(run, "peak_memory_mib")) is not None]
     layers = list(dict.fromkeys(layer for run in counted for layer in _outcome(run, "densities")))
     return Summary(
@@ -190,4 +213,8 @@ def _summary(runs: Sequence[StoredRun], variant: str) -> Summary:
         layer_densities={
             layer: statistics.fmean(float(_outcome(run, "densities")[layer]) for run in counted) for layer in layers
         },
+        bits=statistics.fmean(bits) if bits else None,
+        bits_std=statistics.stdev(bits) if len(bits) > 1 else None,
+        wall_train=statistics.fmean(wall_train) if wall_train else None,
+        wall_test=statistics.fmean(wall_test) if wall_test else None,
     )

@@ -22,6 +22,7 @@ from rich.text import Text
 from regrow_lab.summary import GROUPS, Summary
 
 MISSING = "–"
+MOST_SPARSITIES = 6
 GAP = 2
 """Characters between the columns of the text."""
 
@@ -54,11 +55,19 @@ class Table:
 
 
 def make_tables(summaries: Iterable[Summary]) -> tuple[Table, ...]:
-    """One table for each model and data set among `summaries`, which are ordered as `summarise` leaves them."""
-    return tuple(
-        _table(f"{model} on {data}", tuple(same))
-        for (model, data), same in itertools.groupby(summaries, key=lambda summary: (summary.model, summary.data))
-    )
+    """One table for each model and data set among `summaries`, which are ordered as `summarise` leaves them.
+
+    Where there are more than `MOST_SPARSITIES` sparsities, they are split among several.
+    """
+    tables = []
+    for (model, data), same in itertools.groupby(summaries, key=lambda summary: (summary.model, summary.data)):
+        cells = list(same)
+        sparsities = sorted({summary.sparsity for summary in cells if summary.method != "dense"})
+        parts = [sparsities[i : i + MOST_SPARSITIES] for i in range(0, len(sparsities), MOST_SPARSITIES)] or [[]]
+        for number, part in enumerate(parts, 1):
+            title = f"{model} on {data}" + (f", part {number} of {len(parts)}" if len(parts) > 1 else "")
+            tables.append(_table(title, [each for each in cells if each.method == "dense" or each.sparsity in part]))
+    return tuple(tables)
 
 
 def _table(title: str, summaries: Sequence[Summary]) -> Table:

@@ -421,6 +421,15 @@ def test_set_pattern_and_indices():
     assert distance(output, nn.functional.conv2d(x, weight.view(16, 20, 3, 3), padding=1)) < 1e-6
 
 
+def test_a_pattern_set_after_the_pass_is_refused():
+    case = convolution_case(4, 6, 5, 5, (3, 3), (1, 1), (1, 1), (1, 1), 0.5, False)
+    plan = case.plan(torch.float64)
+    outputs, saved = plan.forward(case.inputs(2), [w.flatten()[i] for w, i in case.pairs])
+    plan.set_pattern(0, torch.arange(4 * 6 * 9))
+    with pytest.raises(ValueError, match="pattern was set"):
+        plan.backward(saved, outputs)
+
+
 def test_index_memory_is_small():
     case = Case([Input(0, 1024, 1, 1), Convolution(0, 0, None)], [1], [(1024, 1024)], density=0.1)
     plan = case.plan(torch.float32)
@@ -473,3 +482,16 @@ def test_a_pass_keeps_its_memory_until_it_is_dropped():
     assert torch.equal(late.values[0], alone_plan.backward(saved, [grad]).values[0])
     assert not torch.equal(first[0], second[0])
     assert saved_second.bytes > 0
+
+
+@pytest.mark.parametrize("name", REGIONS)
+def test_a_pass_that_saves_nothing_takes_less_memory_for_the_same_outputs(name):
+    operations, outputs, shapes, channels = REGIONS[name]
+    case = Case(operations, outputs, shapes, channels)
+    plan, inputs = case.plan(torch.float64), case.inputs(20)
+    values = [w.flatten()[i] for w, i in case.pairs]
+    kept, _ = plan.forward(inputs, values, case.biases, case.norms, training=False)
+    light, saved = plan.forward(inputs, values, case.biases, case.norms, training=False, save=False)
+    assert saved is None
+    assert all(torch.equal(a, b) for a, b in zip(kept, light, strict=True))
+    assert plan.activation_bytes(20, save=False) <= plan.activation_bytes(20)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from regrow.compact.positions import Positions
-from regrow.compact.weights import CompactWeight, dense_weight, gather, indices_of, moved, resize, scatter
+from regrow.compact.weights import CompactWeight, dense_weight, gather, indices_of, resize, scatter
 
 masks = st.lists(st.booleans(), min_size=6, max_size=6).filter(any).map(lambda bits: torch.tensor(bits).view(2, 3))
 
@@ -95,9 +95,7 @@ def test_the_dense_gradient_is_summed_over_micro_batches_and_starts_afresh() -> 
     assert torch.equal(weight.dense_gradient, torch.full((2, 3), 6.0)), "two uses in one pass add up"
 
 
-def test_moved_and_scatter_on_their_own() -> None:
-    old, new = torch.tensor([0, 3], dtype=torch.int32), torch.tensor([3, 5], dtype=torch.int32)
-    assert moved(torch.tensor([1.0, 2.0]), old, new, initial=9.0).tolist() == [2.0, 9.0]
+def test_scatter_on_its_own() -> None:
     assert scatter(torch.tensor([1.0]), torch.tensor([2]), (2, 2), fill=7.0).tolist() == [[7.0, 7.0], [1.0, 7.0]]
     assert indices_of(torch.ones(2, 2, dtype=torch.bool)).tolist() == [0, 1, 2, 3]
 

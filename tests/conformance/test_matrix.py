@@ -28,7 +28,8 @@ def conforms(optimizer: str, recipe: str, loop: str, precision: str) -> None:
     train(made, precision, loop, attach, each=lambda call, skipped: ledger(call, skipped))
     assert all(bool(parameter.isfinite().all()) for parameter in made.model.parameters())
     assert ledger.num_updates == len(RECIPES[recipe].updates)
-    assert ledger.changes >= (0 if recipe == "static" else 1 if recipe == "snip" else 3)
+    # Of four updates the last replaces nothing, as the cosine ends there; another may grow what it has dropped.
+    assert ledger.changes >= (0 if recipe == "static" else 1 if recipe == "snip" else 2)
 
 
 @pytest.mark.parametrize(("optimizer", "recipe", "loop", "precision"), CASES)

@@ -53,7 +53,12 @@ CHANGES = {
     "precision": "bf16",
     "compiled": True,
     "dropout": 0.0,
+    "start": "rigl-sm",
+    "rewind": 0.1,
+    "data_order": 1,
+    "timed": True,
 }
+OF_IMP = ("rewind", "data_order")
 RIGL = RunConfig(method="rigl", sparsity=0.9)
 
 
@@ -82,7 +87,11 @@ def test_changes_cover_every_field() -> None:
 def test_every_field_makes_another_run() -> None:
     runs = [RIGL]
     for name, value in CHANGES.items():
-        runs.append(dataclasses.replace(RIGL, **{name: value} | ({"distribution": None} if name == "method" else {})))
+        if name in OF_IMP:
+            runs.append(RunConfig(method="imp", sparsity=0.2, **{name: value}))
+        else:
+            changes = {name: value} | ({"distribution": None} if name == "method" else {})
+            runs.append(dataclasses.replace(RIGL, **changes))
     for one, other in itertools.combinations(runs, 2):
         assert one.run_id != other.run_id
 
@@ -133,6 +142,13 @@ def test_from_dict_refuses_what_it_does_not_know() -> None:
         ({"schedule": "linear"}, "unknown schedule 'linear'"),
         ({"epochs": 0}, "epochs must be 1 or more, given 0"),
         ({"multiplier": 0}, "multiplier must be 1 or more"),
+        ({"multiplier": float("inf")}, "multiplier must be 1 or more, given inf"),
+        ({"method": "rigl", "sparsity": 0.9, "start": "trained"}, "unknown start 'trained': choose one of rigl-sm"),
+        ({"method": "set", "sparsity": 0.9, "start": "rigl-sm"}, "method set takes no start, given 'rigl-sm'"),
+        ({"method": "imp", "sparsity": 0.9}, r"imp reaches the sparsities 1 - 0.8\^L, given 0.9: take one such as 0.89"),
+        ({"method": "imp", "sparsity": 0.2, "rewind": 1.0}, r"rewind must be a share of the training in \[0, 1\)"),
+        ({"rewind": 0.1}, "method dense takes no rewind, given 0.1"),
+        ({"method": "set", "sparsity": 0.9, "data_order": 1}, "data_order is for dense and a rewinding imp"),
         ({"batch_size": 0}, "batch_size must be 1 or more"),
         ({"every": 0}, "every must be 1 or more"),
         ({"seed": -1}, "seed must be 0 or more"),

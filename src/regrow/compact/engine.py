@@ -108,6 +108,7 @@ class Saved:
     """One forward pass, for its backward."""
 
     run: Any
+    generation: int
     norms: Sequence[Norm]
     values: Sequence[Tensor]
     biases: Sequence[Tensor]
@@ -123,7 +124,7 @@ class Saved:
 
 @dataclass
 class Gradients:
-    """Gradients in the order of what they belong to; None where an input's was not wanted or a norm has no such tensor."""
+    """Gradients in the order of their tensors; None where an input's was not wanted or a norm has no such tensor."""
 
     inputs: list[Tensor | None]
     values: list[Tensor]
@@ -173,6 +174,7 @@ class Plan:
             (op.bias for op in program.operations if isinstance(op, Convolution) and op.bias is not None), default=-1
         )
         self._native = native.Plan(_DTYPES[dtype])
+        self._generation = 0
         self._native.add_program()
         self._add_layers()
         for op in self._inputs:
@@ -183,7 +185,8 @@ class Plan:
         saved = saved_tensors(self._fused)
         slots = assign_slots(steps, self._fused.tensors, lambda place: place not in saved)
         try:
-            self._writer = Writer(self._native, self._fused, norms, slots, 0)
+            light = assign_slots(steps, self._fused.tensors, lambda place: True)
+            self._writer = Writer(self._native, self._fused, norms, slots, light)
             self._writer.write(0, steps, slots)
             for number, weight in enumerate(weights):
                 self.set_pattern(number, weight.indices)
@@ -210,10 +213,12 @@ class Plan:
         """
         if indices.dim() != 1 or indices.dtype not in (torch.int32, torch.int64):
             raise ValueError(
-                f"indices of layer {layer}: expected one dimension of int32 or int64, got {tuple(indices.shape)} of {indices.dtype}"
+                f"indices of layer {layer}: expected one dimension of int32 or int64, "
+                f"got {tuple(indices.shape)} of {indices.dtype}"
             )
         indices = indices.detach().to("cpu", torch.int64).contiguous()
         self._native.set_pattern(layer, indices.data_ptr(), indices.numel())
+        self._generation += 1
 
     def indices(self, layer: int) -> Tensor:
         """The alive positions of a layer: int64, ascending (rebuilt from the engine's own compressed form)."""
@@ -225,9 +230,9 @@ class Plan:
         """Memory of the index structures of all layers."""
         return sum(self._native.pattern_memory(layer) for layer in range(len(self.shapes)))
 
-    def activation_bytes(self, batch: int) -> int:
-        """Memory of the activations that a forward pass keeps for backward."""
-        return int(self._native.arena_bytes(0, batch))
+    def activation_bytes(self, batch: int, save: bool = True) -> int:
+        """Memory of a forward pass's activations, with or without those that backward needs."""
+        return int(self._native.arena_bytes(0, batch, save))
 
     def forward(
         self,
@@ -266,13 +271,14 @@ class Plan:
         self._check_lists(values, biases, norms, training, batch)
         outputs = [self._output(number, batch, inputs) for number in range(len(self._outputs))]
         call = self._call(held + outputs, values, biases, norms)
-        run = self._native.forward(0, batch, torch.get_num_threads(), training, seed & (2**63 - 1), call)
+        run = self._native.forward(0, batch, torch.get_num_threads(), training, save, seed & (2**63 - 1), call)
         dtype = inputs[0].dtype
         converted = outputs if dtype == self.scalar else [output.to(dtype) for output in outputs]
         if not save:
             return converted, None
         return converted, Saved(
             run,
+            self._generation,
             norms,
             values,
             biases,
@@ -299,8 +305,10 @@ class Plan:
                 layer at a time and in the order of backward, so that only one need exist at once.
 
         Raises:
-            ValueError: when a gradient has not its output's shape.
+            ValueError: when a gradient has not its output's shape, or a pattern was set since the pass.
         """
+        if saved.generation != self._generation:
+            raise ValueError("a pattern was set between the forward pass and its backward: run the forward pass again")
         wanted = frozenset(range(len(self._inputs)) if wanted_inputs is None else wanted_inputs)
         dense_gradient = dense_gradient or {}
         program, layer_steps = self._backward_program(wanted)

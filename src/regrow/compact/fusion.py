@@ -1,8 +1,8 @@
 """Fuses a program's operations into the few kinds of nodes the engine runs.
 
 Only what a node writes is ever stored: outputs of convolutions, pools and flattenings, and a value that no *view* can
-say. A view is ``dropout(relu(x + x'))`` of one or two stored tensors, each perhaps behind a batch normalisation's affine
-map; nodes evaluate it row by row whenever they read. So in a pre-activation block (BN, ReLU, convolution, add) and in a
+say. A view is ``dropout(relu(x + x'))`` of one or two stored tensors, each perhaps behind a batch norm's affine map;
+nodes evaluate it row by row whenever they read. So in a pre-activation block (BN, ReLU, convolution, add) and in a
 post-activation block alike, batch norm, ReLU, dropout and add cost no memory of their own.
 """
 

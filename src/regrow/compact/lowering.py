@@ -241,15 +241,25 @@ def assign_slots(steps: Sequence[Step], tensors: Sequence[Stored], movable: Any)
 
 
 class Writer:
-    """Writes lowered steps into a native plan. Stored tensors live in program 0."""
+    """Writes lowered steps into a native plan. Stored tensors live in program 0.
 
-    def __init__(self, native: Any, fused: Fused, norms: Sequence[Any], slots: dict[Place, int], program: int) -> None:
+    Args:
+        native: the plan to write into.
+        fused: the nodes and their tensors.
+        norms: batch normalisations, for their ``eps`` and ``momentum``.
+        slots: memory of the stored tensors in a pass that keeps what backward needs.
+        light: the same in a pass that keeps nothing.
+    """
+
+    def __init__(
+        self, native: Any, fused: Fused, norms: Sequence[Any], slots: dict[Place, int], light: dict[Place, int]
+    ) -> None:
         self.native, self.fused = native, fused
         self.tensors: dict[int, int] = {}
         self.views: dict[int, int] = {}
         for node in fused.nodes:
             self.tensors[node.tensor] = self._tensor(
-                program, slots[node.tensor], node.tensor, fused.tensors[node.tensor].statistics
+                0, slots[node.tensor], light[node.tensor], node.tensor, fused.tensors[node.tensor].statistics
             )
         views = [node.view for node in fused.nodes if node.view] + fused.outputs
         places = {term.norm: term.tensor for view in views for term in view.terms if term.norm is not None}
@@ -259,8 +269,8 @@ class Writer:
             tensor = places[number]
             native.add_norm(self.tensors[tensor], fused.tensors[tensor].channels, norm.eps, norm.momentum)
 
-    def _tensor(self, program: int, slot: int, like: int, statistics: bool) -> int:
-        number: int = self.native.add_tensor(program, slot, *self.fused.tensors[like].shape, statistics)
+    def _tensor(self, program: int, slot: int, light: int, like: int, statistics: bool) -> int:
+        number: int = self.native.add_tensor(program, slot, light, *self.fused.tensors[like].shape, statistics)
         return number
 
     def view(self, view: View) -> int:
@@ -272,7 +282,7 @@ class Writer:
     def write(self, program: int, steps: Sequence[Step], slots: dict[Place, int]) -> None:
         """Add the steps to the native program; buffers get tensors of that program."""
         buffers = {
-            place: self._tensor(program, slot, place.like, False)
+            place: self._tensor(program, slot, slot, place.like, False)
             for place, slot in slots.items()
             if isinstance(place, Buffer)
         }

@@ -33,14 +33,29 @@ def scatter(values: Tensor, indices: Tensor, shape: tuple[int, ...], fill: float
     return dense.view(shape)
 
 
-def moved(entries: Tensor, old: Tensor, new: Tensor, initial: float = 0.0) -> Tensor:
-    """Entries that belong to positions ``old``, for the positions ``new``; ``initial`` where a position is new.
+@dataclass(frozen=True)
+class Move:
+    """From one pattern to another: which entries of the old stay, and which of the new they become."""
 
-    >>> moved(torch.tensor([5.0, 7.0]), torch.tensor([1, 4]), torch.tensor([0, 4, 9])).tolist()
-    [0.0, 7.0, 0.0]
-    """
-    at = torch.searchsorted(old, new).clamp_(max=len(old) - 1)
-    return torch.where(old[at] == new, entries[at], initial)
+    stays: Tensor
+    known: Tensor
+
+    @classmethod
+    def between(cls, old: Tensor, new: Tensor, after: Tensor) -> "Move":
+        """From flat positions to others, ascending, the others being those of the mask ``after``.
+
+        >>> after = torch.tensor([True, True, False])
+        >>> Move.between(torch.tensor([0, 2]), torch.tensor([0, 1]), after)(torch.tensor([5.0, 7.0])).tolist()
+        [5.0, 0.0]
+        """
+        before = scatter(torch.ones(len(old), dtype=torch.bool), old, (after.numel(),))
+        return cls(gather(after, old), gather(before, new))
+
+    def __call__(self, entries: Tensor, initial: float = 0.0) -> Tensor:
+        """One number for each alive weight before → one for each after; ``initial`` for the newborn."""
+        return entries.new_full((len(self.known),), initial).masked_scatter_(
+            self.known, entries.masked_select(self.stays)
+        )
 
 
 def resize(tensor: Tensor, content: Tensor) -> None:
@@ -132,17 +147,17 @@ class CompactWeight:
             mask: bool, of the dense shape.
             state: name, tensor and initial value of what has one number an alive weight; resized in place.
         """
-        old, new = self.indices, indices_of(mask)
+        new = indices_of(mask)
+        move = Move.between(self.indices, new, mask)
         gradient, self.values.grad = self.values.grad, None
         for name, tensor, initial in (("", self.values, 0.0), *state):
-            content = moved(tensor.detach(), old, new, initial)
+            content = move(tensor.detach(), initial)
             if name in self.left_over:
                 at, entries = self.left_over[name]
-                found = torch.isin(new, at)
-                content[found] = moved(entries.to(content), at, new)[found]
+                content[torch.isin(new, at)] = entries[torch.isin(at, new)].to(content)
             resize(tensor, content)
         if gradient is not None:
-            self.values.grad = moved(gradient, old, new)
+            self.values.grad = move(gradient)
         self.positions = Positions.of(new, self.shape)
         self.version += 1
         self.left_over = {}

@@ -2,21 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 from regrow_lab.config import RunConfig
+from regrow_lab.studies.charlm import charlm
 from regrow_lab.studies.digits import digits
+from regrow_lab.studies.figure3 import figure3
+from regrow_lab.studies.figure4 import figure4
+from regrow_lab.studies.struct import struct
+from regrow_lab.studies.table1 import table1
+from regrow_lab.studies.table2 import table2
+from regrow_lab.studies.table3 import table3
+from regrow_lab.studies.table5 import table5
+from regrow_lab.studies.tickets import tickets
 
-STUDIES: dict[str, Callable[[int], list[RunConfig]]] = {"digits": digits}
+
+class Study(Protocol):
+    """What a study is."""
+
+    def __call__(self, seeds: int = 3, scale: str = "small", data: str | None = None) -> list[RunConfig]:
+        """Its runs with `seeds` seeds each, at a scale, on the study's own data or on another set."""
 
 
-def study_runs(name: str, seeds: int) -> list[RunConfig]:
+STUDIES: dict[str, Study] = {
+    "digits": digits,
+    "table1": table1,
+    "table2": table2,
+    "table3": table3,
+    "figure3": figure3,
+    "figure4": figure4,
+    "table5": table5,
+    "struct": struct,
+    "tickets": tickets,
+    "charlm": charlm,
+}
+ALL = "all"
+
+
+def study_runs(name: str, seeds: int, scale: str = "small", data: str | None = None) -> list[RunConfig]:
     """The runs of the study `name` with `seeds` seeds (0 to seeds - 1) each.
 
-    Raises ValueError for a name that is no study and for fewer seeds than one.
+    Raises ValueError for a name that is no study, fewer seeds than one, and what the study itself refuses.
     """
     if name not in STUDIES:
-        raise ValueError(f"unknown study {name!r}: choose one of {', '.join(STUDIES)}")
+        raise ValueError(f"unknown study {name!r}: choose one of {', '.join([*STUDIES, ALL])}")
     if seeds < 1:
         raise ValueError(f"a study needs 1 seed or more, given {seeds}")
-    return STUDIES[name](seeds)
+    wanted = {"scale": scale} if scale != "small" else {}
+    return STUDIES[name](seeds, **wanted, **({} if data is None else {"data": data}))
+
+
+def studies_of(name: str, scale: str) -> list[str]:
+    """The studies that `name` stands for: itself, or for `all` those that there are at this scale."""
+    if name != ALL:
+        return [name]
+    return [study for study in STUDIES if study != "digits" or scale == "small"]

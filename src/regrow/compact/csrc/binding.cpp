@@ -67,8 +67,9 @@ NB_MODULE(_engine, m) {
                                      padding.second, dilation.first, dilation.second});
              })
         .def("add_tensor",
-             [](Plan& p, int program, int slot, int channels, int height, int width, bool flat, bool statistics) {
-                 return p.add_tensor({program, slot, channels, height, width, flat, statistics});
+             [](Plan& p, int program, int slot, int light_slot, int channels, int height, int width, bool flat,
+                bool statistics) {
+                 return p.add_tensor({program, slot, light_slot, channels, height, width, flat, statistics});
              })
         .def("add_norm", [](Plan& p, int tensor, int channels, double epsilon,
                             double momentum) { return p.add_norm({tensor, channels, epsilon, momentum}); })

@@ -75,7 +75,7 @@ REGROW_INLINE void shared_part(const Column<T>& a, int q, int j, int u, uint32_t
         for (int i = 0; i < U * P; i++)
             v[r * U * P + i] = first ? V{} : kept[i];
     }
-    multiply_shared<T, U>(v, a.x + q * a.segments.block_bytes + u * kLine, a.segments.scale, a.offsets,
+    multiply_shared<T, U>(v, a.x + q * a.segments.block_bytes + u * T::ring_line, a.segments.scale, a.offsets,
                           (const typename T::Weight*)a.segments.weights, k, end);
 #pragma GCC unroll 4
     for (int r = 0; r < 4; r++) {
@@ -160,11 +160,11 @@ static void weight_column(const WeightColumn<T>& a) {
                 const char* d = a.d + 4 * j * a.d_channel;
                 int u = 0;
                 for (; u + S <= C; u += S)
-                    weight_gradient_shared<T, S>(x + u * kLine, s.scale, a.offsets, d + u * kLine, a.d_channel, a.sums,
-                                                 k, end);
+                    weight_gradient_shared<T, S>(x + u * T::ring_line, s.scale, a.offsets, d + u * T::ring_line,
+                                                 a.d_channel, a.sums, k, end);
                 if constexpr (C % S != 0)
-                    weight_gradient_shared<T, C % S>(x + u * kLine, s.scale, a.offsets, d + u * kLine, a.d_channel,
-                                                     a.sums, k, end);
+                    weight_gradient_shared<T, C % S>(x + u * T::ring_line, s.scale, a.offsets, d + u * T::ring_line,
+                                                     a.d_channel, a.sums, k, end);
             } else if (k < end) {
                 weight_gradient<T, C>(x, s.scale, a.offsets, a.d + j * a.d_channel, a.sums, k, end);
             }

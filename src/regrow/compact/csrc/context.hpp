@@ -37,7 +37,7 @@ struct Plan::Context {
         const auto arena = run.arenas.find(t.program);
         if (arena == run.arenas.end())
             throw std::logic_error("a step reads a tensor of a program that has not run");
-        return arena->second->data + offsets(t.program)[t.slot];
+        return arena->second->data + offsets(t.program)[run.light ? t.light_slot : t.slot];
     }
     const std::vector<size_t>& offsets(int p) const {
         auto& found = offsets_[p];

@@ -19,7 +19,8 @@ namespace REGROW_VARIANT {
 
 REGROW_INLINE void clear_row(char* ring, const RingShape& shape, int channels, int slot) {
     for (int c = 0; c < channels; c++)
-        memset(ring + c * shape.channel_bytes() + size_t(slot) * shape.pitch * kLine, 0, size_t(shape.pitch) * kLine);
+        memset(ring + c * shape.channel_bytes() + size_t(slot) * shape.pitch * shape.line, 0,
+               size_t(shape.pitch) * shape.line);
 }
 
 REGROW_INLINE char* ring_memory(Worker& worker, int slot, const RingShape& shape, int channels) {
@@ -46,9 +47,9 @@ struct InputRing {
                 clear_row(data, shape, view.shape.channels, slot);
                 continue;
             }
-            load_row<T>(view, tile, row,
-                        {data + size_t(slot) * shape.pitch * kLine, shape.channel_bytes(), shape.phases,
-                         shape.phase_pitch, shape.left});
+            load_row<T, T::ring_line != kLine>(view, tile, row,
+                                               {data + size_t(slot) * shape.pitch * T::ring_line, shape.channel_bytes(),
+                                                shape.phases, shape.phase_pitch, shape.left});
         }
     }
 };
@@ -80,7 +81,7 @@ static void convolution_forward(const ConvolutionForward& f, Worker& worker) {
     const Geometry& geometry = f.geometry;
     const Shape &in = f.input.shape, &out = f.output.shape;
     const RingShape& ring = f.ring;
-    const bool direct = reads_in_place(f.input, ring, geometry);
+    const bool direct = T::ring_line == kLine && reads_in_place(f.input, ring, geometry);
     char* memory = direct ? nullptr : ring_memory(worker, kInputRing, ring, in.channels);
     V* accumulators =
         (V*)worker.scratch(worker.owner, kAccumulators, size_t(out.channels) * kTileLines * T::parts * sizeof(V));
@@ -110,8 +111,8 @@ static void convolution_forward(const ConvolutionForward& f, Worker& worker) {
             for (int i = 0; i < tiles.count; i++) {
                 const int column = tiles.begin(i);
                 by_width<T, CallColumn>(tiles.begin(i + 1) - column,
-                                        Column<T>{f.forward, offsets, x + size_t(column) * kLine, f.output, tile, y,
-                                                  column, 1, accumulators, sums.partial, prefetcher});
+                                        Column<T>{f.forward, offsets, x + size_t(column) * T::ring_line, f.output, tile,
+                                                  y, column, 1, accumulators, sums.partial, prefetcher});
             }
             sums.row_done();
         }
@@ -125,11 +126,12 @@ static void convolution_backward(const ConvolutionBackward& b, Worker& worker) {
     const Geometry& geometry = b.geometry;
     const Shape &in = b.input.shape, &out = b.gradient.shape;
     const RingShape &xring = b.input_ring, &dring = b.gradient_ring;
-    const bool weights = b.weight.begin, direct = reads_in_place(b.input, xring, geometry);
+    const bool weights = b.weight.begin, direct = T::ring_line == kLine && reads_in_place(b.input, xring, geometry);
     const int sh = geometry.stride_h, sw = geometry.stride_w;
     const int input_rows = b.transposed ? (in.height + sh - 1) / sh : 0, steps = larger(out.height, input_rows);
-    const bool gradient_direct = b.gradient.plain() && !b.gradient.store && !worker.bias_sums && steps == out.height &&
-                                 dring.rows == 1 && dring.left == 0 && dring.pitch == out.width;
+    const bool gradient_direct = T::ring_line == kLine && b.gradient.plain() && !b.gradient.store &&
+                                 !worker.bias_sums && steps == out.height && dring.rows == 1 && dring.left == 0 &&
+                                 dring.pitch == out.width;
     char* xmemory = direct || !weights ? nullptr : ring_memory(worker, kInputRing, xring, in.channels);
     char* dmemory = gradient_direct ? nullptr : ring_memory(worker, kGradientRing, dring, out.channels);
     V* accumulators =
@@ -153,9 +155,9 @@ static void convolution_backward(const ConvolutionBackward& b, Worker& worker) {
                 if (filled < 0 || filled >= out.height)
                     clear_row(dmemory, dring, out.channels, slot);
                 else
-                    load_gradient_row<T>(b.gradient, tile, filled,
-                                         dmemory + (size_t(slot) * dring.pitch + dring.left) * kLine,
-                                         dring.channel_bytes(), worker.bias_sums);
+                    load_gradient_row<T, T::ring_line != kLine>(
+                        b.gradient, tile, filled, dmemory + (size_t(slot) * dring.pitch + dring.left) * T::ring_line,
+                        dring.channel_bytes(), worker.bias_sums);
             }
             Prefetcher prefetcher;
             if (weights && !direct && r + 1 < out.height)
@@ -179,14 +181,15 @@ static void convolution_backward(const ConvolutionBackward& b, Worker& worker) {
             if (weights && r < out.height) {
                 const char* x = direct ? b.input.first.data + tile * in.tile_bytes() + r * in.row_bytes() : xmemory;
                 const size_t slot = gradient_direct ? 0 : size_t(r - b.gradient_first) % dring.rows;
-                const char* row = d + (slot * dring.pitch + dring.left) * kLine;
+                const char* row = d + (slot * dring.pitch + dring.left) * T::ring_line;
                 const uint16_t* offsets = b.weight.offsets + b.weight.variant * size_t(top % xring.rows);
                 for (int i = 0; i < tiles.count; i++) {
                     const int column = tiles.begin(i);
                     by_width<T, CallWeightColumn>(
                         tiles.begin(i + 1) - column,
-                        WeightColumn<T>{b.weight, offsets, x + size_t(column) * kLine, row + size_t(column) * kLine,
-                                        dring.channel_bytes(), (typename T::Scalar*)worker.weight_sums, prefetcher});
+                        WeightColumn<T>{b.weight, offsets, x + size_t(column) * T::ring_line,
+                                        row + size_t(column) * T::ring_line, dring.channel_bytes(),
+                                        (typename T::Scalar*)worker.weight_sums, prefetcher});
                 }
             }
             if (r >= input_rows)
@@ -201,7 +204,7 @@ static void convolution_backward(const ConvolutionBackward& b, Worker& worker) {
                 for (int i = 0; i < parity_tiles.count; i++) {
                     const int column = parity_tiles.begin(i);
                     by_width<T, CallColumn>(parity_tiles.begin(i + 1) - column,
-                                            Column<T>{s, offsets, d + size_t(column) * kLine, b.target, tile, y,
+                                            Column<T>{s, offsets, d + size_t(column) * T::ring_line, b.target, tile, y,
                                                       column * sw + first, sw, accumulators, sums.partial, prefetcher});
                 }
             }

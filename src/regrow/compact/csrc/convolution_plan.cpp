@@ -23,13 +23,15 @@ TransposedTap transposed_tap(int k, int stride, int padding, int dilation) {
 
 }  // namespace
 
-ConvolutionShapes convolution_shapes(const Layer& layer, size_t weights, const Shape& in, const Shape& out) {
+ConvolutionShapes convolution_shapes(const Layer& layer, size_t weights, int line, const Shape& in, const Shape& out) {
     const Geometry& g = layer.geometry;
     const int taps = g.kernel_h * g.kernel_w;
     ConvolutionShapes s;
     s.product = taps == 1 && g.stride_h == 1 && g.stride_w == 1 && g.padding_h == 0 && g.padding_w == 0;
 
+    const int tile = kTileLines * kLine / line;  // lines of a tile, as tile_lines() in tile.hpp
     RingShape& x = s.input_ring;
+    x.line = s.gradient_ring.line = line;
     const int reach = (out.width - 1) * g.stride_w + (g.kernel_w - 1) * g.dilation_w + 1;
     x.rows = (g.kernel_h - 1) * g.dilation_h + 1;
     x.phases = g.stride_w, x.left = g.padding_w;
@@ -70,15 +72,15 @@ ConvolutionShapes convolution_shapes(const Layer& layer, size_t weights, const S
                                                 transposed_tap(kx, g.stride_w, g.padding_w, g.dilation_w).shift);
             }
 
-    const size_t x_lines = size_t(g.kernel_h) * (x.phases * kTileLines + (g.kernel_w - 1) * g.dilation_w);
-    const size_t d_lines = size_t(d.rows) * (kTileLines + (g.kernel_w - 1) * g.dilation_w / g.stride_w);
+    const size_t x_lines = size_t(g.kernel_h) * (x.phases * tile + (g.kernel_w - 1) * g.dilation_w);
+    const size_t d_lines = size_t(d.rows) * (tile + (g.kernel_w - 1) * g.dilation_w / g.stride_w);
     // The few multiplications of a linear layer's weight do not pay for packing blocks: one, in the canonical order.
     const bool linear = s.product && in.height == 1 && weights / layer.out < size_t(layer.in) / 4;
-    s.input_block =
-        linear ? layer.in
-               : channels_per_block(layer.in, x_lines, weights / layer.out, s.product ? 1 : size_t(x.rows) * x.pitch);
-    s.gradient_block = channels_per_block(layer.out, d_lines, weights / (size_t(layer.in) * g.stride_h * g.stride_w),
-                                          size_t(d.rows) * d.pitch);
+    s.input_block = linear ? layer.in
+                           : channels_per_block(layer.in, x_lines * line, weights / layer.out,
+                                                s.product ? 1 : size_t(x.rows) * x.pitch);
+    s.gradient_block = channels_per_block(
+        layer.out, d_lines * line, weights / (size_t(layer.in) * g.stride_h * g.stride_w), size_t(d.rows) * d.pitch);
     if (!s.product && (size_t(x.rows) * x.pitch > 65536 || size_t(d.rows) * d.pitch > 65536))
         throw std::invalid_argument("a kernel that spans " + std::to_string(x.rows) + " rows of " +
                                     std::to_string(in.width) + " columns is wider than the engine's 65536 lines");

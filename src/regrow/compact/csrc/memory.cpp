@@ -53,10 +53,10 @@ std::vector<size_t> Plan::slot_offsets(int program, const Run& run) const {
     for (const TensorRecord& t : tensors_) {
         if (t.program != program)
             continue;
-        if (size_t(t.slot) >= bytes.size())
-            bytes.resize(t.slot + 1);
-        bytes[t.slot] =
-            std::max(bytes[t.slot], round_up(shape(t, run).bytes(), kPage) + kLine * size_t(1 + t.slot % 13));
+        const int slot = run.light ? t.light_slot : t.slot;
+        if (size_t(slot) >= bytes.size())
+            bytes.resize(slot + 1);
+        bytes[slot] = std::max(bytes[slot], round_up(shape(t, run).bytes(), kPage) + kLine * size_t(1 + slot % 13));
     }
     std::vector<size_t> offsets{0};
     for (size_t b : bytes)
@@ -64,8 +64,9 @@ std::vector<size_t> Plan::slot_offsets(int program, const Run& run) const {
     return offsets;
 }
 
-size_t Plan::arena_bytes(int program, int batch) const {
+size_t Plan::arena_bytes(int program, int batch, bool save) const {
     Run run;
+    run.light = !save;
     set_sizes(run, batch, 1);
     return slot_offsets(program, run).back();
 }

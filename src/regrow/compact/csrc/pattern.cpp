@@ -131,9 +131,9 @@ void Pattern::transpose() {
     transposed_begin.pop_back();
 }
 
-int channels_per_block(int channels, size_t lines_per_channel, size_t weights_per_row, size_t channel_lines) {
+int channels_per_block(int channels, size_t bytes_per_channel, size_t weights_per_row, size_t channel_lines) {
     int block = 1;
-    while (block < channels && 2 * block * lines_per_channel * kLine <= kBlockBytes + 4096)
+    while (block < channels && 2 * block * bytes_per_channel <= kBlockBytes + 4096)
         block *= 2;
     auto blocks = [&] { return (channels + block - 1) / block; };
     while (blocks() > 1 && weights_per_row < kShortRow * blocks() && 2 * block * channel_lines <= 65536)
@@ -147,7 +147,7 @@ void pack_forward(const Pattern& p, const RingShape& ring, const TapTable& table
                   WeightKind kind, Packed& to) {
     const bool product = p.taps == 1 && ring.rows == 1;  // offsets in channels
     const int blocks = (p.in + block - 1) / block, rows = p.out / p.shared, width = block * p.taps;
-    const size_t channel_lines = product ? 1 : ring.channel_bytes() / kLine, entries = p.count() / p.shared;
+    const size_t channel_lines = product ? 1 : ring.channel_bytes() / ring.line, entries = p.count() / p.shared;
     const int positions = product ? 1 : table.positions;
     to.begin.assign(size_t(blocks) * rows + 1, 0);
     for (int j = 0; j < rows; j++) {
@@ -194,7 +194,7 @@ void pack_forward(const Pattern& p, const RingShape& ring, const TapTable& table
                    p.shared,
                    to.offsets.data(),
                    entries,
-                   product ? channel_bytes : size_t(kLine),
+                   product ? channel_bytes : size_t(ring.line),
                    block * channel_bytes,
                    to.weights.data(),
                    entries * p.shared};
@@ -238,7 +238,7 @@ void pack_transposed(const Pattern& p, const RingShape& ring, const TapTable& ta
                      int classes, int block, const void* values, WeightKind kind, Packed& to,
                      std::vector<Segments>& segments) {
     const int shared = p.all && p.in % 4 == 0 ? 4 : 1, rows = p.in / shared, blocks = (p.out + block - 1) / block;
-    const size_t channel_lines = ring.channel_bytes() / kLine, count = p.count() / shared;
+    const size_t channel_lines = ring.channel_bytes() / ring.line, count = p.count() / shared;
     const size_t per_class = size_t(blocks) * rows;
     std::vector<uint32_t> slot(p.row_length());  // of a position: class and row, for block 0
     for (size_t i = 0; i < slot.size(); i++)
@@ -270,7 +270,7 @@ void pack_transposed(const Pattern& p, const RingShape& ring, const TapTable& ta
     segments.clear();
     for (int c = 0; c < classes; c++)
         segments.push_back({to.begin.data() + c * per_class, blocks, rows, rows, 1, shared, to.offsets.data(), count,
-                            size_t(kLine), block * ring.channel_bytes(), to.weights.data(), count * shared});
+                            size_t(ring.line), block * ring.channel_bytes(), to.weights.data(), count * shared});
 }
 
 void pack_transposed_product(const Pattern& p, const RingShape& ring, const void* values, WeightKind kind, Packed& to,

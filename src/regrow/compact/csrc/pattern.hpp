@@ -66,7 +66,7 @@ struct TapTable {
 };
 
 // Largest power of two of channels whose lines of one tile fit in L1, fewer blocks where rows are short.
-int channels_per_block(int channels, size_t lines_per_channel, size_t weights_per_row, size_t channel_lines);
+int channels_per_block(int channels, size_t bytes_per_channel, size_t weights_per_row, size_t channel_lines);
 
 // Forward order. `values` null: positions only (weight gradients).
 void pack_forward(const Pattern&, const RingShape&, const TapTable&, int block, const void* values, WeightKind,

@@ -58,7 +58,8 @@ void Plan::run_convolution(Context& context, const Step& step) {
     f.output = context.target(step.target, gate);
     if (step.bias >= 0)
         f.output.bias = (const void*)context.call.biases[step.bias];
-    const ConvolutionShapes shapes = convolution_shapes(layer, layer.pattern.count(), f.input.shape, f.output.shape);
+    const ConvolutionShapes shapes =
+        convolution_shapes(layer, layer.pattern.count(), ring_line(), f.input.shape, f.output.shape);
     f.ring = shapes.input_ring;
     const void* values = (const void*)context.call.values[step.layer];
     if (shapes.product && shapes.input_block == layer.in && layer.pattern.shared == 1) {
@@ -79,7 +80,8 @@ void Plan::run_convolution_backward(Context& context, const Step& step) {
     b.geometry = layer.geometry;
     b.input = context.view(step.view);
     b.gradient = context.gradient(step.gradient);
-    const ConvolutionShapes shapes = convolution_shapes(layer, layer.pattern.count(), b.input.shape, b.gradient.shape);
+    const ConvolutionShapes shapes =
+        convolution_shapes(layer, layer.pattern.count(), ring_line(), b.input.shape, b.gradient.shape);
     b.input_ring = shapes.input_ring, b.gradient_ring = shapes.gradient_ring;
     b.gradient_first = shapes.gradient_first, b.gradient_last = shapes.gradient_last;
 
@@ -93,7 +95,8 @@ void Plan::run_convolution_backward(Context& context, const Step& step) {
             b.weight = product_segments(wanted, b.input_ring, nullptr, weight_kind(), packed_weight_);
         } else {
             const int block =
-                dense ? convolution_shapes(layer, wanted.count(), b.input.shape, b.gradient.shape).input_block
+                dense ? convolution_shapes(layer, wanted.count(), ring_line(), b.input.shape, b.gradient.shape)
+                            .input_block
                       : shapes.input_block;
             pack_forward(wanted, b.input_ring, shapes.input_taps, block, nullptr, weight_kind(), packed_weight_);
             b.weight = packed_weight_.segments;
@@ -256,7 +259,7 @@ void Plan::check(const Call& call, bool backward) const {
     lists(call.norm_gradients.size(), 2 * norms_.size(), "norm gradients");
 }
 
-std::shared_ptr<Run> Plan::forward(int program, int batch, int threads, bool training, uint64_t seed,
+std::shared_ptr<Run> Plan::forward(int program, int batch, int threads, bool training, bool save, uint64_t seed,
                                    const Call& call) {
     std::lock_guard<std::mutex> lock(mutex_);
     check(call, false);
@@ -265,7 +268,7 @@ std::shared_ptr<Run> Plan::forward(int program, int batch, int threads, bool tra
     const std::vector<Step>& steps = programs_.at(program);
     auto run = std::make_shared<Run>();
     set_sizes(*run, batch, threads);
-    run->training = training, run->seed = seed;
+    run->training = training, run->light = !save, run->seed = seed;
     run->norms.resize(norms_.size());
     run->arenas[program] = take_arena(program, *run);
     Context context(*run, call, *this);
@@ -282,6 +285,8 @@ std::shared_ptr<Run> Plan::forward(int program, int batch, int threads, bool tra
 void Plan::backward(Run& run, int program, int first, int last, const Call& call) {
     std::lock_guard<std::mutex> lock(mutex_);
     check(call, true);
+    if (run.light)
+        throw std::invalid_argument("a pass that saved nothing has no backward");
     if (first < 0 || first > last || size_t(last) > programs_.at(program).size())
         throw std::invalid_argument("steps that are not there");
     if (first == 0) {

@@ -32,7 +32,7 @@ class Arena {
 };
 
 struct TensorRecord {
-    int program, slot, channels, height, width;
+    int program, slot, light_slot, channels, height, width;
     bool flat, statistics;
 };
 struct ViewRecord {
@@ -91,6 +91,7 @@ struct NormState {
 struct Run {
     int batch = 0, threads = 1, image_tiles = 0, group = 1;
     bool training = false;
+    bool light = false;  // nothing is kept for backward: tensors share the light slots
     uint64_t seed = 0;
     std::map<int, std::shared_ptr<Arena>> arenas;
     std::vector<NormState> norms;
@@ -121,9 +122,10 @@ class Plan {
     void indices(int layer, int64_t* to) const { layers_.at(layer).pattern.indices(to); }
     size_t pattern_count(int layer) const { return layers_.at(layer).pattern.count(); }
     size_t pattern_memory(int layer) const { return layers_.at(layer).pattern.memory(); }
-    size_t arena_bytes(int program, int batch) const;
+    size_t arena_bytes(int program, int batch, bool save) const;
 
-    std::shared_ptr<Run> forward(int program, int batch, int threads, bool training, uint64_t seed, const Call&);
+    std::shared_ptr<Run> forward(int program, int batch, int threads, bool training, bool save, uint64_t seed,
+                                 const Call&);
     void backward(Run&, int program, int first, int last, const Call&);
     size_t steps(int program) const { return programs_.at(program).size(); }
 
@@ -142,6 +144,7 @@ class Plan {
     int lanes() const { return dtype_ == Dtype::Float32 ? 16 : dtype_ == Dtype::BFloat16 ? 32 : 8; }
     bool is_double() const { return dtype_ == Dtype::Float64; }
     WeightKind weight_kind() const;
+    int ring_line() const { return dtype_ == Dtype::BFloat16 && !variant_->bfloat16_weights ? 2 * kLine : kLine; }
     Shape shape(const TensorRecord&, const Run&) const;
     std::vector<size_t> slot_offsets(int program, const Run&) const;
     void set_sizes(Run&, int batch, int threads) const;
@@ -185,6 +188,6 @@ struct ConvolutionShapes {
     int input_block, gradient_block;
     bool product;
 };
-ConvolutionShapes convolution_shapes(const Layer&, size_t alive, const Shape& in, const Shape& out);
+ConvolutionShapes convolution_shapes(const Layer&, size_t alive, int ring_line, const Shape& in, const Shape& out);
 
 }  // namespace regrow

@@ -56,7 +56,8 @@ int Plan::add_layer(int out, int in, Geometry g) {
     return append(layers_, Layer{out, in, g, Pattern(out, in, g.kernel_h * g.kernel_w, nullptr, 0, false)});
 }
 int Plan::add_tensor(TensorRecord t) {
-    require(within(t.program, programs_) && t.slot >= 0 && t.slot < kLargest,
+    require(within(t.program, programs_) && t.slot >= 0 && t.slot < kLargest && t.light_slot >= 0 &&
+                t.light_slot < kLargest,
             "a tensor's program or slot is not there");
     require(size_ok(t.channels) && size_ok(t.height) && size_ok(t.width), "a tensor's sizes are not positive");
     require(!t.flat || (t.height == 1 && t.width == 1), "a flat tensor has more than one pixel");

@@ -54,10 +54,10 @@ struct Argument {
 };
 
 // One channel of a row. `mask` is null where all lanes hold images.
-template <class T, bool Scaled, bool Second, bool Relu, bool Drop>
+template <class T, bool Wide, bool Scaled, bool Second, bool Relu, bool Drop>
 static void load_channel(const View& view, size_t at, int c, size_t line, const char* mask, const Lines& out) {
     using V = typename T::V;
-    constexpr int P = T::parts;
+    constexpr int P = T::parts, step = Wide ? T::ring_line : kLine;
     const Argument<T> g = Argument<T>::make(view, c);
     const V keep_scale = Drop ? T::broadcast(typename T::Scalar(view.keep_scale)) : V{};
     const char *s = view.first.data + at, *s2 = Second ? view.second.data + at : nullptr;
@@ -65,8 +65,8 @@ static void load_channel(const View& view, size_t at, int c, size_t line, const 
     const int width = view.shape.width;
     for (int phase = 0; phase < out.phases; phase++) {
         int x = (phase - out.left % out.phases + out.phases) % out.phases;
-        char* to = d + (size_t(phase) * out.phase_pitch + (x + out.left) / out.phases) * kLine;
-        for (; x < width; x += out.phases, to += kLine) {
+        char* to = d + (size_t(phase) * out.phase_pitch + (x + out.left) / out.phases) * step;
+        for (; x < width; x += out.phases, to += step) {
             V v[P], w[P], m[P];
             T::load(s + size_t(x) * kLine, v);
             if (mask)
@@ -90,16 +90,16 @@ static void load_channel(const View& view, size_t at, int c, size_t line, const 
                 for (int i = 0; i < P; i++)
                     v[i] = T::where(T::kept(key, i, view.keep), v[i]) * keep_scale;
             }
-            T::store(to, v);
+            Wide ? T::store_ring(to, v) : T::store(to, v);
         }
     }
 }
 
-template <class T>
+template <class T, bool Wide = false>
 static void load_row(const View& view, int tile, int y, const Lines& out) {
     const Shape& shape = view.shape;
     const size_t line = (size_t(tile) * shape.height + y) * shape.channels * size_t(shape.width);
-    if (view.plain() && out.phases == 1) {
+    if (!Wide && view.plain() && out.phases == 1) {
         for (int c = 0; c < shape.channels; c++)
             memcpy(out.base + c * out.channel_bytes + size_t(out.left) * kLine,
                    view.first.data + (line + size_t(c) * shape.width) * kLine, size_t(shape.width) * kLine);
@@ -107,12 +107,12 @@ static void load_row(const View& view, int tile, int y, const Lines& out) {
     }
     using Load = void (*)(const View&, size_t, int, size_t, const char*, const Lines&);
     static constexpr Load table[16] = {
-        load_channel<T, 0, 0, 0, 0>, load_channel<T, 1, 0, 0, 0>, load_channel<T, 0, 1, 0, 0>,
-        load_channel<T, 1, 1, 0, 0>, load_channel<T, 0, 0, 1, 0>, load_channel<T, 1, 0, 1, 0>,
-        load_channel<T, 0, 1, 1, 0>, load_channel<T, 1, 1, 1, 0>, load_channel<T, 0, 0, 0, 1>,
-        load_channel<T, 1, 0, 0, 1>, load_channel<T, 0, 1, 0, 1>, load_channel<T, 1, 1, 0, 1>,
-        load_channel<T, 0, 0, 1, 1>, load_channel<T, 1, 0, 1, 1>, load_channel<T, 0, 1, 1, 1>,
-        load_channel<T, 1, 1, 1, 1>};
+        load_channel<T, Wide, 0, 0, 0, 0>, load_channel<T, Wide, 1, 0, 0, 0>, load_channel<T, Wide, 0, 1, 0, 0>,
+        load_channel<T, Wide, 1, 1, 0, 0>, load_channel<T, Wide, 0, 0, 1, 0>, load_channel<T, Wide, 1, 0, 1, 0>,
+        load_channel<T, Wide, 0, 1, 1, 0>, load_channel<T, Wide, 1, 1, 1, 0>, load_channel<T, Wide, 0, 0, 0, 1>,
+        load_channel<T, Wide, 1, 0, 0, 1>, load_channel<T, Wide, 0, 1, 0, 1>, load_channel<T, Wide, 1, 1, 0, 1>,
+        load_channel<T, Wide, 0, 0, 1, 1>, load_channel<T, Wide, 1, 0, 1, 1>, load_channel<T, Wide, 0, 1, 1, 1>,
+        load_channel<T, Wide, 1, 1, 1, 1>};
     const Load load =
         table[(view.first.scale ? 1 : 0) + (view.second.data ? 2 : 0) + (view.relu ? 4 : 0) + (view.keep ? 8 : 0)];
     const char* mask = tile == shape.tiles - 1 ? shape.mask : nullptr;
@@ -122,7 +122,7 @@ static void load_row(const View& view, int tile, int y, const Lines& out) {
     }
 }
 
-template <class T, bool Normed, bool Second>
+template <class T, bool Wide, bool Normed, bool Second>
 static void load_gradient_channel(const GradientView& g, size_t at, int c, const char* mask, char* to, double* bias) {
     using V = typename T::V;
     constexpr int P = T::parts;
@@ -151,7 +151,7 @@ static void load_gradient_channel(const GradientView& g, size_t at, int c, const
         if (bias)
             for (int i = 0; i < P; i++)
                 total += v[i];
-        T::store(to + size_t(x) * kLine, v);
+        Wide ? T::store_ring(to + size_t(x) * T::ring_line, v) : T::store(to + size_t(x) * kLine, v);
         if (g.store)
             g.stream ? T::store_stream(g.store + i0, v) : T::store(g.store + i0, v);
     }
@@ -160,13 +160,13 @@ static void load_gradient_channel(const GradientView& g, size_t at, int c, const
 }
 
 // `to` + c * channel_bytes: the first line of channel c
-template <class T>
+template <class T, bool Wide = false>
 static void load_gradient_row(const GradientView& g, int tile, int y, char* to, size_t channel_bytes, double* bias) {
     const Shape& shape = g.shape;
     const char* mask = tile == shape.tiles - 1 ? shape.mask : nullptr;
     using Load = void (*)(const GradientView&, size_t, int, const char*, char*, double*);
-    static constexpr Load table[4] = {load_gradient_channel<T, 0, 0>, load_gradient_channel<T, 1, 0>,
-                                      load_gradient_channel<T, 0, 1>, load_gradient_channel<T, 1, 1>};
+    static constexpr Load table[4] = {load_gradient_channel<T, Wide, 0, 0>, load_gradient_channel<T, Wide, 1, 0>,
+                                      load_gradient_channel<T, Wide, 0, 1>, load_gradient_channel<T, Wide, 1, 1>};
     const Load load = table[(g.value ? 1 : 0) + (g.source[1] ? 2 : 0)];
     const size_t row = tile * shape.tile_bytes() + y * shape.row_bytes();
     for (int c = 0; c < shape.channels; c++)

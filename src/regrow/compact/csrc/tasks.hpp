@@ -79,7 +79,8 @@ struct Geometry {
 // With a stride the columns lie phase by phase, so that a tile always reads neighbouring lines.
 struct RingShape {
     int rows, pitch, phases, phase_pitch, left;
-    size_t channel_bytes() const { return size_t(rows) * pitch * kLine; }
+    int line;  // bytes: kLine, or 2 * kLine where bf16 is widened to fp32 on the way in
+    size_t channel_bytes() const { return size_t(rows) * pitch * line; }
 };
 
 // Alive weights in the order in which a kernel walks them. Segment (block q, row j) is

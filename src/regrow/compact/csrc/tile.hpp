@@ -28,8 +28,8 @@ template <class T>
 constexpr int tile_lines() {
     if (sizeof(typename T::Scalar) == 8)
         return 2;  // fp64 is there to check gradients with
-    int lines = kRegisters / 2 / T::parts;
-    return lines > kTileLines ? kTileLines : lines < 1 ? 1 : lines;
+    int lines = kRegisters / 2 / T::parts, most = kTileLines * kLine / T::ring_line;
+    return lines > most ? most : lines < 1 ? 1 : lines;
 }
 template <class T>
 constexpr int shared_weight_lines() {  // the same for weight gradients, which hold stored lines in registers
@@ -63,14 +63,14 @@ REGROW_INLINE void multiply(typename T::V* v, const char* __restrict__ x, size_t
             const char *p = place(x, offset[k], scale), *q = place(x, offset[k + 1], scale);
 #pragma GCC unroll 8
             for (int c = 0; c < C; c++)
-                T::pair_add(v + 2 * c, p + c * kLine, q + c * kLine, both);
+                T::pair_add(v + 2 * c, p + c * T::ring_line, q + c * T::ring_line, both);
         }
         if (k < end) {  // an odd one is paired with itself, at weight 0
             const __m512i single = _mm512_set1_epi32(w[k]);
             const char* p = place(x, offset[k], scale);
 #pragma GCC unroll 8
             for (int c = 0; c < C; c++)
-                T::pair_add(v + 2 * c, p + c * kLine, p + c * kLine, single);
+                T::pair_add(v + 2 * c, p + c * T::ring_line, p + c * T::ring_line, single);
         }
 #endif
     } else {
@@ -79,7 +79,7 @@ REGROW_INLINE void multiply(typename T::V* v, const char* __restrict__ x, size_t
             const char* p = place(x, offset[k], scale);
 #pragma GCC unroll 8
             for (int c = 0; c < C; c++)
-                T::multiply_add(v + c * T::parts, p + c * kLine, weight);
+                T::multiply_add(v + c * T::parts, p + c * T::ring_line, weight);
         }
     }
 }
@@ -99,7 +99,7 @@ REGROW_INLINE void multiply_shared(typename T::V* v, const char* __restrict__ x,
             __m512i lo[C], hi[C];
 #pragma GCC unroll 8
             for (int c = 0; c < C; c++) {
-                __m512i a = T::line(p + c * kLine), b = T::line(q + c * kLine);
+                __m512i a = T::line(p + c * T::ring_line), b = T::line(q + c * T::ring_line);
                 asm("" : "+v"(b));
                 lo[c] = _mm512_unpacklo_epi16(a, b), hi[c] = _mm512_unpackhi_epi16(a, b);
             }
@@ -122,7 +122,7 @@ REGROW_INLINE void multiply_shared(typename T::V* v, const char* __restrict__ x,
             V line[C * P];
 #pragma GCC unroll 8
             for (int c = 0; c < C; c++)
-                T::load(p + c * kLine, line + c * P);
+                T::load_ring(p + c * T::ring_line, line + c * P);
 #pragma GCC unroll 4
             for (int r = 0; r < 4; r++) {
                 const V weight = T::broadcast(w[4 * k + r]);
@@ -143,7 +143,7 @@ REGROW_INLINE void weight_gradient(const char* __restrict__ x, size_t scale, con
     V line[C * T::raw_parts];
 #pragma GCC unroll 8
     for (int c = 0; c < C; c++)
-        T::load_raw(d + c * kLine, line + c * T::raw_parts);
+        T::load_raw(d + c * T::ring_line, line + c * T::raw_parts);
     auto step = [&](int count) __attribute__((always_inline)) {
         const char* p[4];
         V a[4];
@@ -154,7 +154,7 @@ REGROW_INLINE void weight_gradient(const char* __restrict__ x, size_t scale, con
         for (int c = 0; c < C; c++)
 #pragma GCC unroll 4
             for (int j = 0; j < 4; j++)
-                a[j] = T::product(a[j], p[j] + c * kLine, line + c * T::raw_parts);
+                a[j] = T::product(a[j], p[j] + c * T::ring_line, line + c * T::raw_parts);
         add_sums<T>(g + k, a, count);
     };
     for (; k + 4 <= end; k += 4)
@@ -175,7 +175,7 @@ REGROW_INLINE void weight_gradient_shared(const char* __restrict__ x, size_t sca
     for (int r = 0; r < 4; r++)
 #pragma GCC unroll 8
         for (int c = 0; c < C; c++)
-            T::load_raw(d + r * row + c * kLine, line[r] + c * R);
+            T::load_raw(d + r * row + c * T::ring_line, line[r] + c * R);
     for (; k < end; k++) {
         const char* p = place(x, offset[k], scale);
         V a[4] = {};
@@ -183,7 +183,7 @@ REGROW_INLINE void weight_gradient_shared(const char* __restrict__ x, size_t sca
         for (int c = 0; c < C; c++)
 #pragma GCC unroll 4
             for (int r = 0; r < 4; r++)
-                a[r] = T::product(a[r], p + c * kLine, line[r] + c * R);
+                a[r] = T::product(a[r], p + c * T::ring_line, line[r] + c * R);
         add_sums<T>(g + 4 * k, a, 4);
     }
 }

@@ -84,6 +84,10 @@ struct Plain {
         for (int i = 0; i < parts; i++)
             sum[i] += *(const V*)(p + i * kVector) * weight;
     }
+    // Rings hold lines as stored, unless a storage type says otherwise.
+    static constexpr int ring_line = kLine;
+    REGROW_INLINE void store_ring(char* p, const V* v) { store(p, v); }
+    REGROW_INLINE void load_ring(const char* p, V* v) { load(p, v); }
     static constexpr int raw_parts = parts;  // grad-weight multiplies stored lines with stored lines
     REGROW_INLINE void load_raw(const char* p, V* v) { load(p, v); }
     REGROW_INLINE V product(V sum, const char* p, const V* line) {
@@ -153,7 +157,8 @@ struct B16 : Plain<float, uint32_t> {
         return (V)_mm512_dpbf16_ps((__m512)sum, (__m512bh)line(p), (__m512bh)(__m512i)*d);
     }
 #else
-    // A 32-bit lane holds two images; shifting and masking give both as fp32.
+    // A 32-bit lane holds two images; shifting and masking give both as fp32. Rings hold them so, and the inner loops
+    // are those of fp32.
     using Weight = float;
     REGROW_INLINE void load(const char* p, V* v) {
         for (int i = 0; i < parts / 2; i++) {
@@ -171,19 +176,24 @@ struct B16 : Plain<float, uint32_t> {
         for (int i = 0; i < parts / 2; i++)
             stream(p + i * kVector, pack(v + 2 * i));
     }
-    REGROW_INLINE void multiply_add(V* sum, const char* p, V weight) {
-        V x[parts];
-        load(p, x);
+    static constexpr int ring_line = 2 * kLine;
+    REGROW_INLINE void store_ring(char* p, const V* v) {
         for (int i = 0; i < parts; i++)
-            sum[i] += x[i] * weight;
+            *(V*)(p + i * kVector) = v[i];
+    }
+    REGROW_INLINE void load_ring(const char* p, V* v) {
+        for (int i = 0; i < parts; i++)
+            v[i] = *(const V*)(p + i * kVector);
+    }
+    REGROW_INLINE void multiply_add(V* sum, const char* p, V weight) {
+        for (int i = 0; i < parts; i++)
+            sum[i] += *(const V*)(p + i * kVector) * weight;
     }
     static constexpr int raw_parts = parts;
-    REGROW_INLINE void load_raw(const char* p, V* v) { load(p, v); }
+    REGROW_INLINE void load_raw(const char* p, V* v) { load_ring(p, v); }
     REGROW_INLINE V product(V sum, const char* p, const V* line) {
-        V x[parts];
-        load(p, x);
         for (int i = 0; i < parts; i++)
-            sum += x[i] * line[i];
+            sum += *(const V*)(p + i * kVector) * line[i];
         return sum;
     }
 #endif

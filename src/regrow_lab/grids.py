@@ -1,0 +1,59 @@
+"""A plain table: text that lines up, Markdown, CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A title, column heads, rows of as many texts, and the notes that belong below."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+    def without_empty_columns(self) -> Grid:
+        """The same without columns that hold nothing."""
+        kept = [i for i in range(len(self.head)) if any(row[i] not in ("", MISSING) for row in self.rows)]
+        rows = tuple(tuple(row[i] for i in kept) for row in self.rows)
+        return Grid(self.title, tuple(self.head[i] for i in kept), rows, self.notes)
+
+
+def to_text(grid: Grid) -> str:
+    """Lines that stand under each other; the first column to the left, numbers to the right."""
+    lines = [_padded(line, _widths(grid), "  ").rstrip() for line in (grid.head, *grid.rows)]
+    rule = "-" * max(map(len, lines))
+    return "\n".join([grid.title, "", lines[0], rule, *lines[1:], "", *grid.notes])
+
+
+def to_markdown(grid: Grid) -> str:
+    """A Markdown table, lined up in the source too, with its notes."""
+    widths = _widths(grid)
+    rule = [("-" * (width - 1) + (":" if i else "-")) for i, width in enumerate(widths)]
+    lines = [f"| {_padded([text.replace('|', '/') for text in line], widths, ' | ')} |" for line in grid.rows]
+    head = f"| {_padded(grid.head, widths, ' | ')} |"
+    return "\n".join([head, f"| {' | '.join(rule)} |", *lines, "", *(f"{note}  " for note in grid.notes)]) + "\n"
+
+
+def to_csv(grid: Grid) -> str:
+    """Heads and rows, as they are shown."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([grid.head, *grid.rows])
+    return text.getvalue()
+
+
+def _widths(grid: Grid) -> list[int]:
+    return [max(2, *map(len, column)) for column in zip(grid.head, *grid.rows, strict=True)]
+
+
+def _padded(line: Sequence[str], widths: Sequence[int], between: str) -> str:
+    return between.join(
+        text.rjust(width) if i else text.ljust(width) for i, (text, width) in enumerate(zip(line, widths, strict=True))
+    )

@@ -1,0 +1,94 @@
+"""What the studies share: the settings of the two scales, and rows × sparsities × seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from regrow_lab.config import RunConfig
+
+Fields = Mapping[str, Any]
+
+SCALES = ("small", "paper")
+BOTH = ("uniform", "erk")
+
+CIFAR_10: Fields = {
+    "model": "wrn-22-2",
+    "data": "cifar10",
+    "epochs": 250,
+    "batch_size": 128,
+    "learning_rate": 0.1,
+    "nesterov": True,
+    "weight_decay": 5e-4,
+    "schedule": "step",
+    "decay_steps": 30_000,
+    "augmentation": "crop-flip",
+    "validation": 5_000,
+    "every": 100,
+    "stop": 65_918.5 / 88_000,  # the report's T_end; the half makes sure of the rounding
+    "pruning_start": 700.5 / 88_000,
+}
+CIFAR_100: Fields = {
+    **CIFAR_10,
+    "model": "resnet50-cifar",
+    "data": "cifar100",
+    "weight_decay": 1e-4,
+    "decay_steps": 20_000,
+    "warmup_steps": 1_760,
+    "label_smoothing": 0.1,
+}
+SMALL: Mapping[str, Fields] = {
+    "digits": {},
+    "digits-images": {"model": "wrn-10-1", "data": "digits-images", "epochs": 25},
+    "cifar10-jpeg": {
+        "model": "wrn-10-1",
+        "data": "cifar10-jpeg",
+        "epochs": 25,
+        "batch_size": 128,
+        "learning_rate": 0.2,
+        "nesterov": True,
+        "schedule": "one-cycle",
+        "augmentation": "crop-flip",
+        "precision": "bf16",
+        "every": 100,
+    },
+}
+"""Data set -> what is trained on it at the small scale."""
+
+
+def setting(scale: str, data: str | None, paper: Fields, *, convolutions: bool = False) -> dict[str, Any]:
+    """The fields that all runs of a study share.
+
+    Args:
+        scale: small or paper.
+        data: name of a data set; None: digits, or the paper's.
+        paper: the setting of the paper.
+        convolutions: whether the study is about a net with convolutions; digits are then taken as images.
+
+    Raises ValueError for another scale, and for data that the small scale has no net for.
+    """
+    if scale not in SCALES:
+        raise ValueError(f"unknown scale {scale!r}: choose one of {', '.join(SCALES)}")
+    if scale == "paper":
+        return {**paper, **({} if data is None else {"data": data})}
+    name = "digits" if data is None else data
+    name = "digits-images" if convolutions and name == "digits" else name
+    known = {"cifar10": "cifar10-jpeg"}.get(name, name)
+    if known not in SMALL:
+        raise ValueError(f"the small scale is for {', '.join(SMALL)} and cifar10, given data {name!r}")
+    return {**SMALL[known], "data": name}
+
+
+def grid(base: Fields, rows: Sequence[Fields], sparsities: Iterable[float], seeds: int) -> list[RunConfig]:
+    """Every row at every sparsity and seed, seed by seed: a study that is stopped early has every row already."""
+    return [
+        RunConfig(**{**base, **row, "sparsity": 0.0 if row["method"] == "dense" else sparsity, "seed": seed})
+        for seed in range(seeds)
+        for row in rows
+        for sparsity in ((0.0,) if row["method"] == "dense" else sparsities)
+    ]
+
+
+def row(method: str, distribution: str | None = None, multiplier: float = 1, **fields: Any) -> dict[str, Any]:
+    """One row of a table, as fields of its runs."""
+    return {"method": method, "distribution": distribution, "multiplier": multiplier, **fields}

@@ -1,0 +1,116 @@
+"""What `regrow study` and `regrow report` do, once their options are read."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from regrow_lab import store
+from regrow_lab.launch import WorkerError, launch
+from regrow_lab.progress import progress_for
+from regrow_lab.studies import ALL, studies_of, study_runs
+
+if TYPE_CHECKING:
+    from regrow_lab.cli import Study
+
+OF_IMAGES = ("table1", "table2", "table3", "table5", "figure3", "figure4", "struct")
+"""Studies that --data-dir turns to cifar10-jpeg at the small scale, and that --data is for where all are done."""
+
+
+def run_studies(options: Study) -> int:
+    """Every study of the scale, one after another, and the page of claims; what cannot be done is said and left out."""
+    out = Path("runs") / ALL if options.out is None else options.out
+    worst = 0
+    for name in studies_of(ALL, options.scale):
+        print(f"== {name}")
+        try:
+            code = run_study(options, name, out / name)
+        except ValueError as error:
+            print(f"regrow: {name} is left out: {' '.join(str(error).split())}", file=sys.stderr)
+            code = 1
+        if code == 130:
+            return code
+        worst = max(worst, code)
+    _print_claims(out)
+    return worst
+
+
+def run_study(options: Study, name: str, out: Path | None) -> int:
+    """Train what is not finished yet of one study, then write its report."""
+    if options.data_dir is not None:
+        if not options.data_dir.is_dir():
+            raise ValueError(f"{options.data_dir} is no folder: give the folder of all data with --data-dir")
+        os.environ["REGROW_DATA"] = str(options.data_dir.resolve())  # the workers inherit it
+    data = _data(options, name)
+    runs = study_runs(name, options.seeds, options.scale, data)
+    if options.device != "cpu":
+        from regrow_lab.machine import device_named
+
+        device_named(options.device)
+    out = Path("runs") / name if out is None else out
+    store.open_study(out, name, options.seeds, scale=options.scale, data=data or "")
+    began = time.monotonic()
+    try:
+        done = launch(
+            runs,
+            out,
+            workers=options.workers,
+            progress=progress_for(Console()),
+            device=options.device,
+            checkpoint_seconds=options.checkpoint_seconds,
+        )
+    except WorkerError as error:
+        print(f"regrow: {error}; the same command goes on once that is mended", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        finished = sum(store.is_finished(store.run_folder(out, config)) for config in runs)
+        print(
+            f"regrow: stopped with {finished} of {len(runs)} runs finished; the same command goes on from there",
+            file=sys.stderr,
+        )
+        return 130
+    print_report(out)
+    print(
+        f"{len(runs)} runs: {done.before} finished before, {done.finished} now in "
+        f"{time.monotonic() - began:.0f} s on {options.workers} workers, {len(done.failed)} failed"
+    )
+    for run_id in done.diverged:
+        print(f"diverged: {run_id}")
+    for run_id, why in done.failed.items():
+        print(f"regrow: {run_id} failed: {why}", file=sys.stderr)
+    return 1 if done.failed else 0
+
+
+def print_report(directory: Path) -> None:
+    """Write and print the report of a folder of runs; of a folder of studies each one's, and the page of claims."""
+    from regrow_lab.report import write_report
+    from regrow_lab.study_report import study_folders
+
+    folders = study_folders(directory)
+    for folder in folders or [directory]:
+        try:
+            print(write_report(folder))
+            print(f"report: {folder / 'report'}")
+        except ValueError as error:
+            if not folders:
+                raise
+            print(f"regrow: {' '.join(str(error).split())}", file=sys.stderr)
+    if folders:
+        _print_claims(directory)
+
+
+def _print_claims(directory: Path) -> None:
+    from regrow_lab.study_report import write_claims
+
+    print(f"claims: {write_claims(directory)}")
+
+
+def _data(options: Study, name: str) -> str | None:
+    if options.data is not None:
+        return options.data if options.name != ALL or name in OF_IMAGES else None
+    return "cifar10-jpeg" if options.data_dir and options.scale == "small" and name in OF_IMAGES else None

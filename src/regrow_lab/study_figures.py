@@ -1,0 +1,203 @@
+"""The figures of single studies: learning rates, equal FLOPs, redistribution over the steps, tickets and instability.
+
+Pure functions from summaries or stored runs to a figure, None where there is nothing to draw.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from regrow_lab.store import StoredRun
+from regrow_lab.summary import Summary
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+"""Okabe and Ito's palette."""
+MARKERS = "os^Dv<P"
+NAMES = {"uniform": "uniform", "erk": "ERK", "er": "ER", "flop-aware": "FLOP-aware"}
+
+
+def learning_rates(summaries: Sequence[Summary]) -> Figure | None:
+    """Accuracy against learning rate, a panel a distribution, a colour a sparsity, a thin line each (alpha, dT)."""
+    cells = [cell for cell in summaries if cell.mean is not None and "learning_rate=" in cell.variant]
+    if not cells:
+        return None
+    distributions = list(dict.fromkeys(cell.distribution for cell in cells))
+    sparsities = sorted({cell.sparsity for cell in cells})
+    figure, all_axes = _panels(len(distributions))
+    rates = sorted({_rate(cell) for cell in cells})
+    for axes, distribution in zip(all_axes, distributions, strict=True):
+        axes.set_title(NAMES.get(str(distribution), str(distribution)))
+        for number, sparsity in enumerate(sparsities):
+            same = [cell for cell in cells if (cell.distribution, cell.sparsity) == (distribution, sparsity)]
+            lines: dict[str, list[Summary]] = defaultdict(list)
+            for cell in sorted(same, key=_rate):
+                lines[cell.variant.replace(f"learning_rate={_rate(cell)}", "")].append(cell)
+            for line in lines.values():
+                _line(axes, [_rate(cell) for cell in line], line, number, "", width=0.7, alpha=0.35)
+            best = [
+                max((c for c in same if _rate(c) == rate), key=lambda c: c.mean or 0, default=None) for rate in rates
+            ]
+            _line(axes, [_rate(c) for c in best if c], [c for c in best if c], number, f"S = {sparsity:g}")
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(FixedLocator(rates))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
+        axes.set_xlabel("learning rate")
+    return _done(figure, all_axes, "Thick: the best (alpha, dT) at each rate; thin: each pair.")
+
+
+def _rate(cell: Summary) -> float:
+    return float(dict(part.split("=") for part in cell.variant.split(", "))["learning_rate"])
+
+
+def equal_flops(summaries: Sequence[Summary]) -> Figure | None:
+    """Accuracy against forward FLOPs by distribution; and against training FLOPs where training is longer."""
+    cells = [cell for cell in summaries if cell.method == "rigl" and cell.mean is not None and not cell.variant]
+    if not cells:
+        return None
+    figure, all_axes = _panels(2)
+    single = [cell for cell in cells if cell.multiplier == 1]
+    for number, name in enumerate(dict.fromkeys(cell.distribution for cell in single)):
+        line = sorted((cell for cell in single if cell.distribution == name), key=lambda cell: cell.test_ratio)
+        _line(all_axes[0], [cell.test_ratio for cell in line], line, number, NAMES.get(str(name), str(name)))
+    all_axes[0].set_title("RigL, trained once")
+    all_axes[0].set_xlabel("forward FLOPs, relative to dense")
+    stretched = [cell for cell in cells if cell.multiplier != 1]
+    kinds = dict.fromkeys((cell.distribution, cell.sparsity) for cell in stretched)
+    for number, (name, sparsity) in enumerate(kinds):
+        line = [cell for cell in cells if (cell.distribution, cell.sparsity) == (name, sparsity)]
+        line.sort(key=lambda cell: cell.multiplier)
+        label = f"{NAMES.get(str(name), name)}, S = {sparsity:g}"
+        _line(all_axes[1], [cell.train_ratio for cell in line], line, number, label)
+    all_axes[1].set_title("RigL, trained longer")
+    all_axes[1].set_xlabel("training FLOPs, relative to dense")
+    for axes in all_axes:
+        _ratio_axis(axes)
+        for dense in (cell for cell in summaries if cell.method == "dense" and cell.mean is not None):
+            axes.axhline(dense.mean or 0.0, color="#333333", lw=1, ls=(0, (4, 3)), zorder=1, label="dense")
+    return _done(figure, all_axes, "")
+
+
+def flops_over_steps(runs: Sequence[StoredRun]) -> Figure | None:
+    """Forward FLOPs relative to dense against the step: Figure 5, left. A panel a sparsity, one seed of each row."""
+    shown: dict[tuple[str, str | None, float], StoredRun] = {}
+    for run in runs:
+        wanted = run.config["method"] in ("rigl", "rigl-sg", "rigl-sm", "snfs") and run.config["multiplier"] == 1
+        if run.result and wanted and run.metrics and not run.config.get("start"):
+            config = run.config
+            shown.setdefault((config["method"], config["distribution"], config["sparsity"]), run)
+    if not shown:
+        return None
+    sparsities = sorted({sparsity for _, _, sparsity in shown})
+    rows = list(dict.fromkeys((method, distribution) for method, distribution, _ in shown))
+    figure, all_axes = _panels(len(sparsities))
+    for axes, sparsity in zip(all_axes, sparsities, strict=True):
+        axes.set_title(f"S = {sparsity:g}")
+        for method, distribution in rows:
+            run_ = shown.get((method, distribution, sparsity))
+            if run_ is not None and run_.result is not None:
+                steps = [0, *(row["step"] for row in run_.metrics)]
+                ratios = [row["sparse_flops"] / run_.result["dense_flops"] for row in run_.metrics]
+                label = f"{method} ({NAMES.get(str(distribution), distribution)})"
+                style = "-" if distribution == "uniform" else "--"
+                colour = COLOURS[[each for each, _ in rows].index(method) % len(COLOURS)]
+                axes.plot(steps, [ratios[0], *ratios], style, color=colour, lw=1.4, label=label)
+        axes.set_xlabel("optimizer step")
+    _done(figure, all_axes, "")
+    all_axes[0].set_ylabel("forward FLOPs, relative to dense")
+    return figure
+
+
+def tickets(summaries: Sequence[Summary]) -> Figure | None:
+    """Accuracy against density of IMP's kinds; the dense net as a line across."""
+    cells = [cell for cell in summaries if cell.method == "imp" and cell.mean is not None]
+    if not cells:
+        return None
+    figure, (axes,) = _panels(1, width=6.5)
+    for number, variant in enumerate(dict.fromkeys(cell.variant for cell in cells)):
+        line = sorted((cell for cell in cells if cell.variant == variant), key=lambda cell: cell.sparsity)
+        _line(axes, [1 - cell.sparsity for cell in line], line, number, variant or "imp")
+    for dense in (cell for cell in summaries if cell.method == "dense" and cell.mean is not None):
+        axes.axhline(dense.mean or 0.0, color="#333333", lw=1, ls=(0, (4, 3)), zorder=1, label="dense")
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    axes.xaxis.set_major_locator(FixedLocator([1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda density, _: f"{100 * density:g} %"))
+    axes.set_xlabel("weights left")
+    return _done(figure, [axes], "")
+
+
+def instability(runs: Sequence[StoredRun]) -> Figure | None:
+    """Largest test error on the line less the mean of its ends, against the rewind step: a line a net."""
+    found: dict[float, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        if run.result and run.result.get("line"):
+            found[run.config["sparsity"]][run.config["rewind"]].append(run.result["line"]["above_mean"])
+    if not found:
+        return None
+    figure, (axes,) = _panels(1, width=6.0)
+    for number, (sparsity, points) in enumerate(sorted(found.items())):
+        x = sorted(points)
+        means = [statistics.fmean(points[rewind]) for rewind in x]
+        spread = [statistics.stdev(points[rewind]) if len(points[rewind]) > 1 else 0.0 for rewind in x]
+        label = "dense" if not sparsity else f"IMP, S = {sparsity:.3g}"
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        percent = [100 * rewind for rewind in x]
+        axes.errorbar(percent, means, spread, color=colour, marker=marker, ms=5, lw=1.4, capsize=2, label=label)
+    axes.axhline(0, color="#999999", lw=0.8)
+    axes.set_xlabel("rewind step, percent of the training")
+    _done(figure, [axes], "")
+    axes.set_ylabel("instability: rise of the test error on the line [points]")
+    return figure
+
+
+def _panels(number: int, width: float = 4.4) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width * number + 0.4, 4.4), layout="constrained")
+    all_axes = [*figure.subplots(1, number, sharey=True, squeeze=False)[0]]
+    for axes in all_axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(True, axis="y", color="#eeeeee")
+    return figure, all_axes
+
+
+def _line(
+    axes: Axes, x: Sequence[float], line: Sequence[Summary], number: int, label: str, *, width: float = 1.4,
+    alpha: float = 1.0,
+) -> None:  # fmt: skip
+    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+    means, deviations = [cell.mean or 0.0 for cell in line], [cell.std or 0.0 for cell in line]
+    if label:
+        axes.errorbar(x, means, deviations, color=colour, marker=marker, ms=5, lw=width, capsize=2, label=label)
+    else:
+        axes.plot(x, means, color=colour, lw=width, alpha=alpha)
+
+
+def _ratio_axis(axes: Axes) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator([0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 1.0, 2.0]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}x"))
+
+
+def _done(figure: Figure, all_axes: Sequence[Axes], note: str) -> Figure:
+    all_axes[0].set_ylabel("test accuracy [%]")
+    entries: dict[str, Artist] = {}
+    for handle, label in itertools.chain(*(zip(*axes.get_legend_handles_labels(), strict=True) for axes in all_axes)):
+        entries.setdefault(label, handle)
+    same = all(axes.get_legend_handles_labels()[1] == list(entries) for axes in all_axes)
+    if same:
+        figure.legend([*entries.values()], [*entries], loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    else:
+        for axes in all_axes:
+            axes.legend(fontsize=8, frameon=False)
+    figure.supxlabel(note, fontsize=8, color="#555555")
+    return figure

@@ -1,0 +1,93 @@
+"""What a study's report has besides the tables and figures of any folder of runs; and the page over several studies.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from regrow_lab import paper, store, study_figures
+from regrow_lab.claims import claims_page
+from regrow_lab.comparison import comparisons
+from regrow_lab.grids import Grid
+from regrow_lab.store import StoredRun
+from regrow_lab.summary import Summary, summarise
+
+CLAIMS = "claims.md"
+
+
+def cells_of(runs: Sequence[StoredRun]) -> tuple[Summary, ...]:
+    """The cells of a folder; a run with another order of the data is there for the line that it ends with alone."""
+    return summarise(run for run in runs if not run.config.get("data_order"))
+
+
+def study_of(directory: Path) -> dict[str, Any]:
+    """The content of study.json; empty where the folder is not that of a study."""
+    path = directory / "study.json"
+    return store.read_json(path) if path.exists() else {}
+
+
+def study_tables(study: Mapping[str, Any], summaries: Sequence[Summary]) -> tuple[Grid, ...]:
+    """Ours beside the paper's, with peak memory and hours; none for a folder that is not a study's."""
+    return comparisons(study, summaries) if study else ()
+
+
+def study_pictures(
+    study: Mapping[str, Any], runs: Sequence[StoredRun], summaries: Sequence[Summary]
+) -> Iterator[tuple[str, tuple[str, Figure]]]:
+    """File name, caption and figure of what this study alone has."""
+    name, made = study.get("study"), []
+    if name == "figure3":
+        made = [("learning_rates", "Learning rate against sparsity", study_figures.learning_rates(summaries))]
+    if name == "figure4":
+        made = [("equal_flops", "RigL against FLOPs by distribution", study_figures.equal_flops(summaries))]
+    if name == "table5":
+        made = [("flops_steps", "Forward FLOPs over the training", study_figures.flops_over_steps(runs))]
+    if name == "tickets":
+        made = [
+            ("tickets", "Iterative pruning and its controls", study_figures.tickets(summaries)),
+            ("instability", "Instability against the rewind step", study_figures.instability(runs)),
+        ]
+    for file, caption, figure in made:
+        if figure is not None:
+            yield file, (caption, figure)
+
+
+def study_notes(study: Mapping[str, Any]) -> list[str]:
+    """Lines on the slips of the report's text, where a study rebuilds one of its tables."""
+    if study.get("study") not in paper.OF_STUDY:
+        return []
+    return [
+        "Slips in the report's text, beside those marked ‡:",
+        "",
+        *(f"- {slip}" for slip in paper.SLIPS_OF_THE_TEXT),
+    ]
+
+
+def study_folders(directory: Path) -> list[Path]:
+    """The studies right under `directory`, where it is a folder of studies: `regrow study all` makes such a one."""
+    if not directory.is_dir() or (directory / "runs").is_dir():
+        return []
+    return sorted(path.parent for path in directory.glob("*/study.json"))
+
+
+def write_claims(directory: Path) -> Path:
+    """Write claims.md of the studies under `directory`, from their stored runs. Raises ValueError if there are none."""
+    studies, scales = {}, {}
+    for folder in study_folders(directory):
+        study = study_of(folder)
+        cells = cells_of(store.read_runs(folder)) if (folder / "runs").is_dir() else ()
+        if cells:
+            nets = ", ".join(dict.fromkeys(f"{cell.model} on {cell.data}" for cell in cells))
+            studies[folder.name] = cells
+            scales[folder.name] = f"scale {study.get('scale', 'small')}, {nets}"
+    if not studies:
+        raise ValueError(f"{directory} holds no study with a finished run: let `regrow study` do one first")
+    page = claims_page(studies, scales)
+    store.write_whole(directory / CLAIMS, lambda file: file.write(page.encode()))
+    return directory / CLAIMS
