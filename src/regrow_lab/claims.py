@@ -273,9 +273,10 @@ def claims_page(studies: Mapping[str, Sequence[Summary]], scales: Mapping[str, s
     lines += [
         "## How it is judged",
         "",
-        f"A cell is one method at one sparsity, over its seeds. Two cells differ beyond noise where their means are more "
-        f'than {ERRORS:g} standard errors apart. "Above" holds where more cells are above than below and at most a '
-        'quarter are below; "no worse" holds where at most a tenth are below. Cells with fewer than two finished seeds, '
+        "A cell is one method at one sparsity, over its seeds. Two cells differ beyond noise where their means are "
+        f'more than {ERRORS:g} standard errors apart. "Above" (or "worse") holds where more cells are above than below '
+        'and at most a quarter are below; "no worse" holds where at most a tenth are below, which is also what runs '
+        "too noisy to tell would give: mind the number within. Cells with fewer than two finished seeds, "
         f"and those under {COLLAPSED:.0%} of the dense accuracy, are left out. With 3 seeds two standard errors are a "
         "lenient bound: single cells go beyond it by chance.",
         "",

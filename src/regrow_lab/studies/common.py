@@ -39,7 +39,7 @@ CIFAR_100: Fields = {
 }
 SMALL: Mapping[str, Fields] = {
     "digits": {},
-    "digits-images": {"model": "wrn-10-1", "data": "digits-images", "epochs": 25},
+    "digits-images": {"model": "wrn-10-1", "data": "digits-images", "epochs": 25, "dropout": 0.0},
     "cifar10-jpeg": {
         "model": "wrn-10-1",
         "data": "cifar10-jpeg",
@@ -50,6 +50,7 @@ SMALL: Mapping[str, Fields] = {
         "schedule": "one-cycle",
         "augmentation": "crop-flip",
         "precision": "bf16",
+        "dropout": 0.0,
         "every": 100,
     },
 }
