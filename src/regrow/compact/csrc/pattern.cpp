@@ -79,8 +79,6 @@ Pattern::Pattern(int out_, int in_, int taps_, const int64_t* indices, size_t co
         }
         shared = same ? 4 : 1;
     }
-    if (keep_transposed)
-        cut_blocks();
     if (keep_transposed && !(all && in % 4 == 0))
         transpose();
 }
@@ -95,28 +93,13 @@ Pattern Pattern::full(int out, int in, int taps) {
 
 size_t Pattern::memory() const {
     return 2 * (position_.size() + transposed_output.size() + transposed_source.size()) +
-           4 * (start_.size() + product_begin.size() + transposed_begin.size());
+           4 * (start_.size() + transposed_begin.size());
 }
 
 void Pattern::indices(int64_t* to) const {
     for (int o = 0; o < out; o++)
         for (size_t k = 0; k < row_count(o); k++)
             *to++ = int64_t(o) * row_length() + row(o)[k];
-}
-
-void Pattern::cut_blocks() {
-    const size_t per_row = position_.size() / out;
-    product_blocks = std::max(1, std::min((in + 511) / 512, int(per_row / (2 * kShortRow))));
-    const int width = (in + product_blocks - 1) / product_blocks;
-    product_blocks = (in + width - 1) / width;
-    product_begin.clear();
-    for (int o = 0; o < out; o++)
-        for (int q = 0; q < product_blocks; q++)
-            product_begin.push_back(start_[o] +
-                                    uint32_t(std::lower_bound(row(o), row(o) + row_count(o), size_t(q) * width,
-                                                              [](uint16_t a, size_t e) { return a < e; }) -
-                                             row(o)));
-    product_begin.push_back(uint32_t(position_.size()));
 }
 
 void Pattern::transpose() {
@@ -224,18 +207,7 @@ Segments product_segments(const Pattern& p, const RingShape& ring, const void* v
             weights.set(k, k);
         values = to.weights.data();
     }
-    return {p.product_begin.data(),
-            p.product_blocks,
-            p.out,
-            1,
-            p.product_blocks,
-            1,
-            p.row(0),
-            0,
-            ring.channel_bytes(),
-            0,
-            values,
-            p.count()};
+    return {p.starts(), 1, p.out, 0, 1, 1, p.row(0), 0, ring.channel_bytes(), 0, values, p.count()};
 }
 
 void unpack_gradient(const Pattern& p, const Segments& s, const void* const* sums, int threads, bool is_double,

@@ -29,17 +29,13 @@ class Pattern {
     size_t memory() const;  // bytes of index structures
     void indices(int64_t* to) const;
     const uint16_t* row(int o) const { return is_full_ ? position_.data() : position_.data() + start_[o]; }
+    const uint32_t* starts() const { return start_.data(); }
     size_t row_start(int o) const { return is_full_ ? size_t(o) * row_length() : start_[o]; }
     size_t row_count(int o) const { return is_full_ ? row_length() : start_[o + 1] - start_[o]; }
 
     int out = 0, in = 0, taps = 0;
     int shared = 1;  // 4: every four neighbouring rows have the same positions
     bool all = false;
-
-    // segments of a matrix product in the canonical order, [row * blocks + block], so that the inputs that one block
-    // reads (512 channels of 8 lines: 256 KB) stay in L2 while all rows pass
-    int product_blocks = 1;
-    std::vector<uint32_t> product_begin;
 
     // transposed order of a matrix product: rows are inputs; blocks of outputs, each below 65536 weights
     int transposed_blocks = 0;
@@ -48,7 +44,6 @@ class Pattern {
 
   private:
     void transpose();
-    void cut_blocks();
     bool is_full_ = false;
     std::vector<uint16_t> position_;
     std::vector<uint32_t> start_;
