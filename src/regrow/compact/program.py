@@ -1,8 +1,8 @@
 """A region of a network as a list of operations: what the graph cutter writes and the engine runs.
 
 A program is in static single assignment: every operation makes one value, named by its position in ``operations``.
-Values are activations of shape (batch, channels, height, width); a linear layer works on height = width = 1. What can be
-fused is the engine's affair; the records only say what is computed.
+Values are activations of shape (batch, channels, height, width); a linear layer works on height = width = 1. What can
+be fused is the engine's affair; the records only say what is computed.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Convolution:
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """Batch normalisation number ``norm``: batch statistics in training (running ones updated), running ones in eval."""
+    """Batch normalisation number ``norm``: batch statistics in training (running ones updated), else running ones."""
 
     source: int
     norm: int
@@ -40,6 +40,8 @@ class BatchNorm:
 
 @dataclass(frozen=True)
 class Relu:
+    """max(x, 0)."""
+
     source: int
 
 
@@ -53,6 +55,8 @@ class Dropout:
 
 @dataclass(frozen=True)
 class Add:
+    """Sum of two values of one shape."""
+
     left: int
     right: int
 
@@ -69,6 +73,8 @@ class AveragePool:
 
 @dataclass(frozen=True)
 class MaxPool:
+    """Maximum over windows; padding never wins."""
+
     source: int
     kernel: tuple[int, int]
     stride: tuple[int, int]
