@@ -3,8 +3,8 @@
     python benchmarks/overhead.py [--model wrn-22-2|lenet-300-100] [--rounds 9] [--threads 2]
 
 Every round takes one ordinary step of the dense net and of each attached twin, in an order that rotates, and divides
-each by the dense step of the same round; then one call of ``optimizer.step()`` that brings an update. Ratios are printed as
-min – median – max over the rounds: a step of 1.000 costs nothing.
+each by the dense step of the same round; then one call of ``optimizer.step()`` that brings an update. Ratios are
+printed as min – median – max over the rounds: a step of 1.000 costs nothing.
 """
 
 import argparse
