@@ -1,53 +1,17 @@
 """The report's four questions against stored runs: what holds, what does not, what was not tested, and by how much.
 
 A claim compares cells of the studies that are alike in all but what it is about. A cell counts only with two finished
-seeds or more on both sides; its difference counts where it is more than two standard errors.
+seeds or more on both sides; its difference counts where Welch's t-test puts it beyond noise at 5 %.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 
+from regrow_lab.pairs import COLLAPSED, Finder, Key, Pair, equal_flops, tuned, versus
 from regrow_lab.summary import Summary
-
-ERRORS = 2.0
-"""Standard errors of a difference of means beyond which it is not noise."""
-COLLAPSED = 0.5
-"""A cell below this share of the dense net's accuracy tells nothing of an order, and is left out on both sides."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two cells that a claim sets against each other, and what they have in common."""
-
-    where: str
-    one: Summary
-    other: Summary
-
-    @property
-    def difference(self) -> float:
-        """Mean of the one less mean of the other, in points."""
-        assert self.one.mean is not None
-        assert self.other.mean is not None
-        return self.one.mean - self.other.mean
-
-    @property
-    def error(self) -> float:
-        """Standard error of the difference."""
-        parts = ((side.std or 0.0) ** 2 / side.n for side in (self.one, self.other))
-        return math.sqrt(sum(parts))
-
-    @property
-    def sign(self) -> int:
-        """+1 or -1 where the difference is beyond the noise, else 0."""
-        return 0 if abs(self.difference) <= ERRORS * self.error else (1 if self.difference > 0 else -1)
-
-
-Cells = Sequence[Summary]
-Finder = Callable[[Cells], Iterable[Pair]]
 
 
 @dataclass(frozen=True)
@@ -99,85 +63,6 @@ class Verdict:
         )
 
 
-Key = tuple[str, str | None, float, str]
-"""method, distribution, multiplier, variant."""
-
-
-def versus(ones: Iterable[Key], others: Iterable[Key], *, same_distribution: bool = False) -> Finder:
-    """Pairs of the same model, data and sparsity: each of `ones` against each of `others`."""
-
-    wanted = [(a, b) for a, b in product(ones, others) if not same_distribution or a[1] == b[1]]
-
-    def find(cells: Cells) -> Iterable[Pair]:
-        known = _known(cells)
-        for (model, data, sparsity), rows in known.items():
-            for a, b in wanted:
-                if a in rows and b in rows:
-                    where = f"{rows[a].label} against {rows[b].label}, S = {sparsity:g}, {model} on {data}"
-                    yield Pair(where, rows[a], rows[b])
-
-    return find
-
-
-def equal_flops(one: str, other: str) -> Finder:
-    """RigL with one distribution against another whose forward FLOPs are within 2 %, whatever the sparsities."""
-
-    def find(cells: Cells) -> Iterable[Pair]:
-        usable = [cell for cell in _usable(cells) if cell.method == "rigl" and cell.multiplier == 1]
-        for a, b in product(usable, usable):
-            if (a.distribution, b.distribution) != (one, other) or (a.model, a.data) != (b.model, b.data):
-                continue
-            if a.variant == b.variant and abs(a.test_ratio / b.test_ratio - 1) <= 0.02 and a.sparsity != b.sparsity:
-                yield Pair(f"f_s/f_d = {a.test_ratio:.2f}, {a.model} on {a.data}", a, b)
-
-    return find
-
-
-def tuned(field: str, reference: Callable[[dict[str, str]], bool]) -> Finder:
-    """The reference setting of `field` against the best of all that were tried, per distribution and sparsity."""
-
-    def find(cells: Cells) -> Iterable[Pair]:
-        tried: dict[tuple[str, str, str | None, float], list[Summary]] = {}
-        for cell in _usable(cells):
-            if cell.method == "rigl" and cell.multiplier == 1 and f"{field}=" in cell.variant:
-                tried.setdefault((cell.model, cell.data, cell.distribution, cell.sparsity), []).append(cell)
-        for (model, data, distribution, sparsity), found in tried.items():
-            best = max(found, key=lambda cell: cell.mean or 0.0)
-            references = [cell for cell in found if reference(_fields(cell.variant))]
-            if references:
-                where = f"{distribution}, S = {sparsity:g}, {model} on {data}; best: {best.variant}"
-                yield Pair(where, max(references, key=lambda cell: cell.mean or 0.0), best)
-
-    return find
-
-
-def _fields(variant: str) -> dict[str, str]:
-    return dict(part.split("=", 1) for part in variant.split(", ") if "=" in part)
-
-
-def _usable(cells: Cells) -> list[Summary]:
-    """Cells with an accuracy and a spread, and no collapse."""
-    dense = {(cell.model, cell.data): cell.mean for cell in cells if cell.method == "dense" and cell.mean is not None}
-    return [
-        cell
-        for cell in cells
-        if cell.mean is not None and cell.n >= 2 and cell.mean >= COLLAPSED * dense.get((cell.model, cell.data), 0.0)
-    ]
-
-
-def _known(cells: Cells) -> dict[tuple[str, str, float], dict[Key, Summary]]:
-    known: dict[tuple[str, str, float], dict[Key, Summary]] = {}
-    usable = _usable(cells)
-    places = {(cell.model, cell.data, cell.sparsity) for cell in usable if cell.method != "dense"}
-    for cell in usable:
-        at = [place for place in sorted(places) if place[:2] == (cell.model, cell.data)]
-        for place in at if cell.method == "dense" else [(cell.model, cell.data, cell.sparsity)]:
-            known.setdefault(place, {}).setdefault(
-                (cell.method, cell.distribution, cell.multiplier, cell.variant), cell
-            )
-    return known
-
-
 def _keys(method: str, *distributions: str | None, multiplier: float = 1, variant: str = "") -> list[Key]:
     return [(method, distribution, multiplier, variant) for distribution in distributions or (None,)]
 
@@ -210,7 +95,8 @@ QUESTIONS: Mapping[str, tuple[Claim, ...]] = {
     "3. How does the sparsity distribution matter at fixed parameters, and at fixed FLOPs?": (
         Claim("at fixed parameters ERK is above uniform",
               versus(_keys("rigl", "erk") + _keys("set", "erk") + _keys("static", "erk"),
-                     _keys("rigl", "uniform") + _keys("set", "uniform") + _keys("static", "uniform"))),
+                     _keys("rigl", "uniform") + _keys("set", "uniform") + _keys("static", "uniform"),
+                     same_method=True)),
         Claim("at fixed FLOPs uniform is above ERK", equal_flops("uniform", "erk")),
         Claim("at fixed FLOPs the FLOP-aware distribution is above uniform (ours)",
               equal_flops("flop-aware", "uniform")),
@@ -273,12 +159,11 @@ def claims_page(studies: Mapping[str, Sequence[Summary]], scales: Mapping[str, s
     lines += [
         "## How it is judged",
         "",
-        "A cell is one method at one sparsity, over its seeds. Two cells differ beyond noise where their means are "
-        f'more than {ERRORS:g} standard errors apart. "Above" (or "worse") holds where more cells are above than below '
-        'and at most a quarter are below; "no worse" holds where at most a tenth are below, which is also what runs '
-        "too noisy to tell would give: mind the number within. Cells with fewer than two finished seeds, "
-        f"and those under {COLLAPSED:.0%} of the dense accuracy, are left out. With 3 seeds two standard errors are a "
-        "lenient bound: single cells go beyond it by chance.",
+        "A cell is one method at one sparsity, over its seeds. Two cells differ beyond noise where Welch's t-test says "
+        'so at 5 %. "Above" (or "below", "worse") holds where more cells are on its side than against it, and at most '
+        'a quarter are against it; "no worse" holds where at most a tenth are below, which is also what runs too noisy '
+        "to tell would give: mind the number within. Cells with fewer than two finished seeds, and those under "
+        f"{COLLAPSED:.0%} of the dense accuracy, are left out. Some one cell in twenty goes beyond noise by chance.",
         "",
         "## What the runs are",
         "",

@@ -109,9 +109,8 @@ def line(training: Training) -> dict[str, Any]:
         measured = evaluate(model, data.test, batch_size_for(numbers), training.precision())
         return 100 - measured.accuracy if measured else 100.0
 
-    found = regrow.error_along_line(
-        training.model, training.origin.model, training.model.state_dict(), error, batches=batches
-    )
+    own = copy.deepcopy(training.model.state_dict())  # the line is walked in the model itself
+    found = regrow.error_along_line(training.model, training.origin.model, own, error, batches=batches)
     return {
         "positions": list(found.positions),
         "errors": list(found.errors),

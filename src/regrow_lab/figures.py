@@ -53,7 +53,7 @@ def accuracy_against_sparsity(summaries: Sequence[Summary]) -> Figure | None:
         axes.set_xlabel("sparsity")
         axes.set_xticks(range(len(sparsities)), [f"{sparsity:g}" for sparsity in sparsities])
         axes.set_xlim(-0.4, len(sparsities) - 0.6)
-        _accuracy_axis(axes, summaries)
+        accuracy_axis(axes, summaries)
         labels = []
         for i, line in enumerate(lines):
             aside = 0.05 * (i - (len(lines) - 1) / 2)
@@ -83,7 +83,7 @@ def accuracy_against_flops(summaries: Sequence[Summary]) -> Figure | None:
         axes.xaxis.set_major_locator(FixedLocator([0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0]))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}x"))
-        _accuracy_axis(axes, summaries)
+        accuracy_axis(axes, summaries)
         for line in _lines(summaries):
             if line not in lines:
                 axes.plot([cell.train_ratio for cell in line], _means(line), color="#dddddd", lw=1, zorder=1)
@@ -206,7 +206,7 @@ def _by_error(accuracy: ArrayLike) -> NDArray[np.float64]:
     return -np.log(np.maximum(100 - np.asarray(accuracy, dtype=np.float64), 0.1))
 
 
-def _accuracy_axis(axes: Axes, summaries: Sequence[Summary]) -> None:
+def accuracy_axis(axes: Axes, summaries: Sequence[Summary]) -> None:
     """The same accuracy axis for every panel, and the dense net as a line across."""
     places = _by_error([summary.mean for summary in summaries if summary.mean is not None] or [0.0, 99.0])
     margin = 0.1 * (places.max() - places.min()) + 0.05

@@ -20,7 +20,7 @@ from regrow_lab.figures import accuracy_against_flops, accuracy_against_sparsity
 from regrow_lab.grids import Grid
 from regrow_lab.store import StoredRun
 from regrow_lab.studies import STUDIES, study_runs
-from regrow_lab.study_report import cells_of, study_notes, study_of, study_pictures, study_tables
+from regrow_lab.study_report import OWN_FIGURES, cells_of, study_notes, study_of, study_pictures, study_tables
 from regrow_lab.summary import Summary
 from regrow_lab.tables import Table, make_tables, to_csv, to_latex, to_markdown, to_text
 
@@ -57,7 +57,7 @@ def write_report(directory: Path | str, console: Console | None = None) -> str:
         )
     tables = make_tables(summaries)
     beside = study_tables(study, summaries)
-    figures = {**dict(_figures(summaries)), **dict(study_pictures(study, runs, summaries))}
+    figures = {**dict(_figures(study, summaries)), **dict(study_pictures(study, runs, summaries))}
     missing = _missing(directory, study, runs)
     files = {
         "table.md": "\n".join(f"**{table.title}**\n\n{to_markdown(table)}" for table in tables).encode(),
@@ -83,8 +83,10 @@ def _write(content: bytes, file: IO[bytes]) -> None:
     file.write(content)
 
 
-def _figures(summaries: Sequence[Summary]) -> Iterable[tuple[str, tuple[str, Figure]]]:
+def _figures(study: Mapping[str, Any], summaries: Sequence[Summary]) -> Iterable[tuple[str, tuple[str, Figure]]]:
     """File name, caption and figure; the model and the data are in the name where there are several."""
+    if study.get("study") in OWN_FIGURES:
+        return
     kinds = [
         (kind, list(same)) for kind, same in itertools.groupby(summaries, key=lambda each: (each.model, each.data))
     ]

@@ -15,12 +15,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from regrow_lab.figures import accuracy_axis
 from regrow_lab.store import StoredRun
 from regrow_lab.summary import Summary
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito's palette."""
 MARKERS = "os^Dv<P"
+KINDS = {
+    (None, False): "rewound to step 0",
+    (None, True): "rewound to {percent:g} %",
+    ("trained", False): "not rewound: trained on",
+    ("reinitialized", False): "re-initialised",
+    ("shuffled", False): "masks shuffled",
+}
+"""(start, whether rewound to a later step) -> what a kind of iterative pruning is called."""
 NAMES = {"uniform": "uniform", "erk": "ERK", "er": "ER", "flop-aware": "FLOP-aware"}
 
 
@@ -51,6 +60,7 @@ def learning_rates(summaries: Sequence[Summary]) -> Figure | None:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
         axes.set_xlabel("learning rate")
+        accuracy_axis(axes, cells)
     return _done(figure, all_axes, "Thick: the best (alpha, dT) at each rate; thin: each pair.")
 
 
@@ -81,8 +91,7 @@ def equal_flops(summaries: Sequence[Summary]) -> Figure | None:
     all_axes[1].set_xlabel("training FLOPs, relative to dense")
     for axes in all_axes:
         _ratio_axis(axes)
-        for dense in (cell for cell in summaries if cell.method == "dense" and cell.mean is not None):
-            axes.axhline(dense.mean or 0.0, color="#333333", lw=1, ls=(0, (4, 3)), zorder=1, label="dense")
+        accuracy_axis(axes, [cell for cell in summaries if cell.method == "dense" or cell in cells])
     return _done(figure, all_axes, "")
 
 
@@ -124,9 +133,8 @@ def tickets(summaries: Sequence[Summary]) -> Figure | None:
     figure, (axes,) = _panels(1, width=6.5)
     for number, variant in enumerate(dict.fromkeys(cell.variant for cell in cells)):
         line = sorted((cell for cell in cells if cell.variant == variant), key=lambda cell: cell.sparsity)
-        _line(axes, [1 - cell.sparsity for cell in line], line, number, variant or "imp")
-    for dense in (cell for cell in summaries if cell.method == "dense" and cell.mean is not None):
-        axes.axhline(dense.mean or 0.0, color="#333333", lw=1, ls=(0, (4, 3)), zorder=1, label="dense")
+        _line(axes, [1 - cell.sparsity for cell in line], line, number, _kind(variant))
+    accuracy_axis(axes, [cell for cell in summaries if cell.method in ("imp", "dense")])
     axes.set_xscale("log")
     axes.invert_xaxis()
     axes.xaxis.set_major_locator(FixedLocator([1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01]))
@@ -134,6 +142,13 @@ def tickets(summaries: Sequence[Summary]) -> Figure | None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda density, _: f"{100 * density:g} %"))
     axes.set_xlabel("weights left")
     return _done(figure, [axes], "")
+
+
+def _kind(variant: str) -> str:
+    fields = dict(part.split("=") for part in variant.split(", ") if part)
+    rewind = float(fields.get("rewind", 0))
+    name = KINDS.get((fields.get("start"), rewind > 0), variant)
+    return name.format(percent=100 * rewind)
 
 
 def instability(runs: Sequence[StoredRun]) -> Figure | None:
@@ -189,7 +204,7 @@ def _ratio_axis(axes: Axes) -> None:
 
 
 def _done(figure: Figure, all_axes: Sequence[Axes], note: str) -> Figure:
-    all_axes[0].set_ylabel("test accuracy [%]")
+    all_axes[0].set_ylabel("test accuracy [%], spaced by the log of the error")
     entries: dict[str, Artist] = {}
     for handle, label in itertools.chain(*(zip(*axes.get_legend_handles_labels(), strict=True) for axes in all_axes)):
         entries.setdefault(label, handle)

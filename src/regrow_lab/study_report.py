@@ -19,6 +19,8 @@ from regrow_lab.store import StoredRun
 from regrow_lab.summary import Summary, summarise
 
 CLAIMS = "claims.md"
+OWN_FIGURES = ("figure3", "figure4", "tickets")
+"""Studies that are not about methods at a few sparsities: the figures of any folder of runs do not fit them."""
 
 
 def cells_of(runs: Sequence[StoredRun]) -> tuple[Summary, ...]:

@@ -6,7 +6,6 @@ checkpoint and ends bit-identical to one that was never stopped (on one machine 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import pickle
@@ -30,6 +29,7 @@ from regrow_lab.machine import device_named
 from regrow_lab.methods import algorithm_of, net_of
 from regrow_lab.models import WITH_DROPOUT, find_model, fit
 from regrow_lab.optimization import optimizer_of
+from regrow_lab.order import order_of
 from regrow_lab.origin import Origin, begun_with, first_weights, mask_step, masks_of
 
 EXPLODED = 1e4
@@ -182,7 +182,7 @@ class Training:
         """Train to the end of the epoch, from wherever in it the run stands, and return its metrics."""
         config, optimizer, groups = self.config, self.optimizer, self.optimizer.param_groups
         epoch, first = divmod(self.step, self.batches)
-        order = self._order(epoch)
+        order = order_of(config, epoch, len(self.data.train), self.batches, self.total_steps)
         parameters = list(self.model.parameters())
         self.took_up = time.perf_counter(), self.step
         self.model.train()
@@ -205,16 +205,6 @@ class Training:
             self.losses.append(loss.detach())
             self.step += 1
         return self._close_epoch(rate, first)
-
-    def _order(self, epoch: int) -> Tensor:
-        """The order of the samples in an epoch; another one from the step on at which the run leaves the seed's own."""
-        config = self.config
-        order = data_order(config.seed, epoch, len(self.data.train))
-        if not config.data_order:
-            return order
-        steps = round(config.rewind * self.total_steps) - epoch * self.batches
-        same, rest = order.tensor_split([min(max(steps, 0) * config.batch_size, len(order))])
-        return torch.cat([same, rest[data_order(f"{config.seed} order {config.data_order}", epoch, len(rest))]])
 
     def precision(self) -> torch.autocast:
         """The context of a forward pass."""
@@ -318,9 +308,3 @@ def resume(training: Training, checkpoint: Path) -> None:
 def num_weights(model: torch.nn.Module) -> int:
     """Number of sparsifiable weights."""
     return sum(layer.size for layer in regrow.find_layers(model).values())
-
-
-def data_order(seed: int | str, epoch: int, samples: int) -> Tensor:
-    """The order of the training samples in an epoch: a function of seed and epoch, so it needs no state."""
-    key = hashlib.blake2b(f"data order/{seed}/{epoch}".encode(), digest_size=4).digest()
-    return torch.randperm(samples, generator=torch.Generator().manual_seed(int.from_bytes(key)))

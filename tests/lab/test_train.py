@@ -8,13 +8,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from regrow_lab import order as order_module
 from regrow_lab import store
 from regrow_lab import train as training
 from regrow_lab.config import RunConfig
 from regrow_lab.data import load_data
 from regrow_lab.methods import net_of
 from regrow_lab.models import MODELS
-from regrow_lab.train import Training, data_order, train
+from regrow_lab.order import data_order
+from regrow_lab.train import Training, train
 
 SHORT = {"epochs": 2, "every": 5}  # 42 steps
 METHODS = [
@@ -311,7 +313,7 @@ def test_epochs_are_trained_in_their_order(tmp_path: Path, monkeypatch: pytest.M
         asked.append((seed, epoch, samples))
         return data_order(seed, epoch, samples)
 
-    monkeypatch.setattr(training, "data_order", order)
+    monkeypatch.setattr(order_module, "data_order", order)
     train(RunConfig(seed=5, epochs=3), tmp_path)
     assert asked == [(5, 0, 1297), (5, 1, 1297), (5, 2, 1297)]
 
