@@ -227,7 +227,9 @@ def test_wall_times_are_of_the_net_as_it_is(method: str) -> None:
     full = method in ("dense", "rigl")
     assert (wall["flops_ratio"] == 1) == full
     if method == "rigl-struct":
-        assert wall["flops_ratio"] <= result["test_ratio"]  # channels that are read by no one are gone too
+        # A channel of a sum goes only where all its terms lack it, so this is not the FLOPs of the masks.
+        assert wall["flops_ratio"] < 1
+        assert wall["weights"] < sum(mask.numel() for mask in run.sparsifier.masks.values())  # type: ignore[union-attr]
     if method == "small-dense":
         assert wall["flops_ratio"] == pytest.approx(result["test_ratio"])
 
