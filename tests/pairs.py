@@ -5,8 +5,8 @@ import copy
 import torch
 from torch import nn
 
-from regrow.compact import graph
-from regrow.compact.layers import make_compact, obstacle
+from regrow.compaction import graph
+from regrow.compaction.layers import make_compact, obstacle
 
 
 def pair(model: nn.Module, density: float = 0.4) -> tuple[nn.Module, nn.Module]:

@@ -3,8 +3,8 @@
 from regrow.algorithm import Algorithm
 from regrow.attach import attach
 from regrow.budgets import er_sparsity, flop_aware, sparsity_at_flops
-from regrow.compact.convert import compact, sparse_tensors, to_dense
-from regrow.compact.files import FileSize, load_compact, save_compact
+from regrow.compaction.convert import compact, sparse_tensors, to_dense
+from regrow.compaction.files import FileSize, load_compact, save_compact
 from regrow.connectivity import Line, error_along_line
 from regrow.distributions import er, erk, uniform
 from regrow.flops import Flops, LayerFlops, count_flops, train_flops

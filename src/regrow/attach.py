@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from regrow import optimizers
 from regrow.algorithm import Algorithm, initial_masks
-from regrow.compact.storage import CompactStorage, check_compact
+from regrow.compaction.storage import CompactStorage, check_compact
 from regrow.layers import Layer, find_layers, select_layers, unwrap
 from regrow.scores import Evidence, random
 from regrow.shards import evidence_for

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from regrow.algorithm import Algorithm
-from regrow.compact.convert import dense_copy
+from regrow.compaction.convert import dense_copy
 from regrow.layers import unwrap
 from regrow.scores import Need
 

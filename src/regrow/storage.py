@@ -1,7 +1,7 @@
 """How one weight of an attached model is kept: what the sparsifier asks of a storage, and the dense one.
 
 In dense storage the dead entries of the parameter are 0 and a mask stands beside it. The compact storage, where only
-alive entries exist, is in :mod:`regrow.compact`.
+alive entries exist, is in :mod:`regrow.compaction`.
 """
 
 from collections.abc import Iterator, Mapping

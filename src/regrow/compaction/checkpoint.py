@@ -1,0 +1,56 @@
+"""Optimizer checkpoints of a compact model in the ordinary dense shapes, so that either storage loads the other's."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from regrow import optimizers
+from regrow.compaction.stored import CompactedLayer
+
+
+def register(optimizer: Optimizer, layers: Mapping[str, CompactedLayer]) -> list[RemovableHandle]:
+    """Hooks ``state_dict`` and ``load_state_dict`` of an optimizer.
+
+    Args:
+        optimizer: the one that steps the layers' values.
+        layers: the compact ones; a live view.
+    """
+
+    def saved(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        state = dict(state_dict["state"])
+        for number, layer in _numbered(optimizer, layers):
+            named = {key: (value, start) for key, value, start in optimizers.named_state(optimizer, layer.parameter)}
+            if number in state:
+                dense = {key: layer.weight.dense(value, start) for key, (value, start) in named.items()}
+                state[number] = {**state[number], **dense}
+        return {**state_dict, "state": state}
+
+    def loading(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        state = dict(state_dict["state"])
+        for number, layer in _numbered(optimizer, layers):
+            found = state.get(number, {})
+            state[number] = {
+                key: layer.weight.load(key, value) if _is_dense(value, layer) else value for key, value in found.items()
+            }
+            if not found:
+                state.pop(number)
+        return {**state_dict, "state": state}
+
+    return [
+        optimizer.register_state_dict_post_hook(saved),
+        optimizer.register_load_state_dict_pre_hook(loading),
+    ]
+
+
+def _is_dense(value: Any, layer: CompactedLayer) -> bool:
+    return isinstance(value, Tensor) and tuple(value.shape) == layer.weight.shape
+
+
+def _numbered(optimizer: Optimizer, layers: Mapping[str, CompactedLayer]) -> Iterator[tuple[int, CompactedLayer]]:
+    """The layers with their parameters' numbers in the optimizer's state_dict."""
+    numbers = {id(parameter): number for number, parameter in enumerate(optimizers.parameters(optimizer))}
+    for layer in layers.values():
+        yield numbers[id(layer.parameter)], layer

@@ -1,0 +1,132 @@
+"""Trained sparse nets made compact for inference, and back."""
+
+import copy
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from regrow.compaction import graph
+from regrow.compaction.layers import compact_layers, make_compact, make_dense, obstacle
+from regrow.compaction.weights import CompactWeight
+from regrow.layers import unwrap
+
+
+def compact(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """Leaves only the alive weights of a trained model, in place, and runs it with the sparse kernels.
+
+    Args:
+        model: a dense module, in either mode.
+        masks: parameter name → bool tensor of the weight's shape, as ``sparsifier.masks``; None takes what is not 0 in
+            every convolution and linear layer that is at most half alive.
+
+    Returns:
+        The same model. Its ``state_dict`` has dense names and shapes; :func:`to_dense` undoes it.
+
+    Raises:
+        ValueError: a mask names no weight, has another shape or no alive entry, or its layer has no compact form;
+            nothing is written then.
+    """
+    model = unwrap(model)
+    chosen = _found(model) if masks is None else dict(masks)
+    modules = {name: _checked(model, name, mask) for name, mask in chosen.items()}
+    for name, module in modules.items():
+        make_compact(module, chosen[name])
+    graph.install(model)
+    return model
+
+
+def to_dense(model: nn.Module) -> nn.Module:
+    """Gives every compact layer its dense weight back, in place; dead weights are 0. Returns the same model.
+
+    Raises:
+        ValueError: a sparsifier is attached to it.
+    """
+    model = unwrap(model)
+    layers = compact_layers(model)
+    if any(layer.compact.attached for layer in layers.values()):
+        raise ValueError(
+            "a sparsifier is attached to this model: its detach() makes model and optimizer dense (or pass a deepcopy)"
+        )
+    graph.remove(model)
+    for layer in layers.values():
+        make_dense(layer)
+    return model
+
+
+def dense_copy(model: nn.Module) -> nn.Module:
+    """A dense copy of a model with compact layers; a dense model itself."""
+    return to_dense(copy.deepcopy(model)) if compact_layers(model) else model
+
+
+def sparse_tensors(
+    model: nn.Module, layout: Literal["csr", "bsr"] = "csr", block: tuple[int, int] = (4, 1)
+) -> dict[str, Tensor]:
+    """Copies of a model's compact weights as torch sparse tensors, parameter name → (out, in · kernel) matrix.
+
+    Args:
+        model: one with compact layers.
+        layout: "csr", or "bsr" in blocks that must divide the matrix.
+        block: (outputs, inputs) of a block.
+
+    Raises:
+        ValueError: no layer is compact, the layout is unknown, or the blocks do not divide a matrix.
+    """
+    if layout not in ("csr", "bsr"):
+        raise ValueError(f"layout is {layout!r}; expected 'csr' or 'bsr'")
+    layers = compact_layers(unwrap(model))
+    if not layers:
+        raise ValueError("no layer of this model is compact: call regrow.compact(model) first")
+    return {name: _sparse(name, layer.compact, layout, block) for name, layer in layers.items()}
+
+
+def _sparse(name: str, weight: CompactWeight, layout: str, block: tuple[int, int]) -> Tensor:
+    rows, columns = weight.shape[0], math.prod(weight.shape[1:])
+    at = weight.indices.long()
+    counts = torch.bincount(at // columns, minlength=rows)
+    starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse (CSR|BSR|invariant)", category=UserWarning)
+        # An alive weight may be 0, and stays in the pattern.
+        values = weight.values.detach().clone()
+        csr = torch.sparse_csr_tensor(starts, at % columns, values, (rows, columns), check_invariants=True)
+        if layout == "csr":
+            return csr
+        if rows % block[0] or columns % block[1]:
+            raise ValueError(
+                f"blocks {block} do not divide '{name}', a matrix of {rows} x {columns}: take layout='csr'"
+            )
+        return csr.to_sparse_bsr(block)
+
+
+def _found(model: nn.Module) -> dict[str, Tensor]:
+    masks = {}
+    for path, module in model.named_modules():
+        if obstacle(module) is None:
+            weight = module.weight
+            assert isinstance(weight, Tensor)
+            mask = weight.detach() != 0
+            if 0 < int(mask.sum()) <= mask.numel() // 2:
+                masks[f"{path}.weight" if path else "weight"] = mask
+    return masks
+
+
+def _checked(model: nn.Module, name: str, mask: Tensor) -> nn.Module:
+    path, _, last = name.rpartition(".")
+    module: nn.Module | None = dict(model.named_modules()).get(path)
+    if module is None or last != "weight":
+        raise ValueError(f"mask '{name}' names no weight of a convolution or linear layer of this model")
+    reason = obstacle(module)
+    if reason is not None:
+        raise ValueError(f"'{name}' cannot be compact: {reason}; leave its mask out, its weight then stays as it is")
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    if mask.shape != weight.shape or not bool(mask.any()):
+        raise ValueError(
+            f"the mask of '{name}' has shape {tuple(mask.shape)} and {int(mask.sum())} alive weights; expected shape "
+            f"{tuple(weight.shape)} and at least one"
+        )
+    return module

@@ -1,0 +1,462 @@
+"""The compiled engine: runs a program forward and backward with work in proportion to its alive weights.
+
+::
+
+    plan = Plan(program, [SparseWeight((64, 32, 3, 3), indices), ...], norms, dtype=torch.float32)
+    outputs, saved = plan.forward(inputs, values, biases, norms, training=True, seed=7)
+    gradients = plan.backward(saved, grad_outputs, wanted_inputs=(0,), dense_gradient={2: receive})
+    plan.set_pattern(2, new_indices)          # after a topology update
+
+``values[k]`` are the alive weights of layer k in ascending order of their flat row-major positions; gradients come in
+the same order. A plan takes any batch size and any number of threads; forward passes may overlap (each ``Saved`` is a
+pass of its own) as long as the patterns stay the same between a pass and its backward.
+
+What the engine refuses, it refuses when the plan is made, with ``UnsupportedProgramError`` (a ValueError): run such a
+region with ``reference.interpret``. Tensors are float32 (plans of float32 and bfloat16: inputs of another type are
+converted) or float64. A plan of bfloat16 stores activations and their gradients in bfloat16, multiplies in bfloat16
+where the CPU has the instruction, and sums in float32; values, gradients of values and norms are float32.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from regrow.compaction.fusion import UnsupportedProgramError, fuse
+from regrow.compaction.lowering import Buffer, Writer, assign_slots, backward_steps, forward_steps, saved_tensors
+from regrow.compaction.program import Add, AveragePool, Convolution, Flatten, Input, MaxPool, Program
+
+__all__ = [
+    "Gradients",
+    "Norm",
+    "Plan",
+    "Saved",
+    "SparseWeight",
+    "UnsupportedProgramError",
+    "available",
+    "instruction_set",
+    "unavailable_reason",
+]
+
+_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float64: "float64"}
+
+
+@functools.cache
+def _native() -> Any:
+    try:
+        from regrow.compaction import _engine  # type: ignore[attr-defined, unused-ignore]
+    except ImportError as error:
+        return error
+    return _engine
+
+
+def available() -> bool:
+    """Whether the compiled extension is installed."""
+    return not isinstance(_native(), ImportError)
+
+
+def unavailable_reason() -> str | None:
+    """Why there is no engine, and how to get it; None where there is one."""
+    if available():
+        return None
+    return (
+        f"regrow was installed without its compiled engine ({_native()}). "
+        "Install a C++ compiler (g++ or clang++) and reinstall regrow from source: pip install --force-reinstall regrow"
+    )
+
+
+def instruction_set() -> str:
+    """The variant that new plans use: avx512_bf16, avx512, avx2 or baseline; REGROW_ISA=avx2 forces one."""
+    return str(_require().variant())
+
+
+def _require() -> Any:
+    if not available():
+        raise RuntimeError(unavailable_reason())
+    return _native()
+
+
+@dataclass(frozen=True)
+class SparseWeight:
+    """A layer's dense shape (out, in) or (out, in, kernel height, kernel width) and its alive positions.
+
+    Args:
+        shape: of the dense weight.
+        indices: 1-D, int32 or int64: flat row-major positions of the alive weights, ascending.
+    """
+
+    shape: tuple[int, ...]
+    indices: Tensor
+
+
+class Norm(Protocol):
+    """What a batch normalisation knows; torch's modules do."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    eps: float
+    momentum: float | None
+
+
+@dataclass
+class Saved:
+    """One forward pass, for its backward."""
+
+    run: Any
+    generation: int
+    norms: Sequence[Norm]
+    values: Sequence[Tensor]
+    biases: Sequence[Tensor]
+    input_shapes: tuple[torch.Size, ...]
+    input_dtypes: tuple[torch.dtype, ...]
+    output_shapes: tuple[torch.Size, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the pass holds."""
+        return int(self.run.bytes)
+
+
+@dataclass
+class Gradients:
+    """Gradients in the order of their tensors; None where an input's was not wanted or a norm has no such tensor."""
+
+    inputs: list[Tensor | None]
+    values: list[Tensor]
+    biases: list[Tensor]
+    norm_weights: list[Tensor | None]
+    norm_biases: list[Tensor | None]
+
+
+class Plan:
+    """A program, lowered and ready to run.
+
+    Args:
+        program: what to compute; each weight, bias and norm is used by one operation.
+        weights: shapes and alive positions, in the order of the program's weight numbers.
+        norms: batch normalisations in the order of the program's; only ``eps`` and ``momentum`` are read here.
+        dtype: of stored activations: float32, bfloat16 or float64.
+
+    Raises:
+        UnsupportedProgramError: when the engine cannot run the program.
+        RuntimeError: when the engine was not built.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        weights: Sequence[SparseWeight],
+        norms: Sequence[Norm] = (),
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        native = _require()
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype {dtype}: expected one of {', '.join(map(str, _DTYPES))}")
+        self.program, self.dtype = program, dtype
+        self.scalar = torch.float64 if dtype == torch.float64 else torch.float32
+        self.shapes = [tuple(weight.shape) for weight in weights]
+        self._inputs = sorted((op for op in program.operations if isinstance(op, Input)), key=lambda op: op.position)
+        if [op.position for op in self._inputs] != list(range(len(self._inputs))):
+            raise UnsupportedProgramError("inputs must be numbered 0, 1, ... and appear once each")
+        for number, norm in enumerate(norms):
+            if norm.momentum is None:
+                raise UnsupportedProgramError(f"batch norm {number} keeps a cumulative average (momentum=None)")
+        self._fused = fuse(program, self.shapes)
+        self._outputs = [self._fused.tensors[view.terms[0].tensor] for view in self._fused.outputs]
+        self._flattened = [_flattened(program, number) for number in program.outputs]
+        self._num_biases = 1 + max(
+            (op.bias for op in program.operations if isinstance(op, Convolution) and op.bias is not None), default=-1
+        )
+        self._native = native.Plan(_DTYPES[dtype])
+        self._generation = 0
+        self._native.add_program()
+        self._add_layers()
+        for op in self._inputs:
+            self._native.add_border(op.channels, op.height, op.width)
+        for tensor in self._outputs:
+            self._native.add_border(tensor.channels, tensor.height, tensor.width)
+        steps = forward_steps(self._fused, len(self._inputs))
+        saved = saved_tensors(self._fused)
+        slots = assign_slots(steps, self._fused.tensors, lambda place: place not in saved)
+        try:
+            light = assign_slots(steps, self._fused.tensors, lambda place: True)
+            self._writer = Writer(self._native, self._fused, norms, slots, light)
+            self._writer.write(0, steps, slots)
+            for number, weight in enumerate(weights):
+                self.set_pattern(number, weight.indices)
+        except ValueError as error:
+            if isinstance(error, UnsupportedProgramError) or "indices" in str(error):
+                raise
+            raise UnsupportedProgramError(str(error)) from error
+        self._backwards: dict[frozenset[int], tuple[int, dict[int, int]]] = {}
+
+    def _add_layers(self) -> None:
+        geometry = {op.weight: op for op in self.program.operations if isinstance(op, Convolution)}
+        for number, shape in enumerate(self.shapes):
+            if number not in geometry:
+                raise UnsupportedProgramError(f"weight {number} is not used by the program")
+            op = geometry[number]
+            kernel = (shape[2], shape[3]) if len(shape) == 4 else (1, 1)
+            self._native.add_layer(shape[0], shape[1], kernel, op.stride, op.padding, op.dilation)
+
+    def set_pattern(self, layer: int, indices: Tensor) -> None:
+        """Make ``indices`` the alive positions of the layer's weight.
+
+        Raises:
+            ValueError: unless they ascend and lie inside the weight.
+        """
+        if indices.dim() != 1 or indices.dtype not in (torch.int32, torch.int64):
+            raise ValueError(
+                f"indices of layer {layer}: expected one dimension of int32 or int64, "
+                f"got {tuple(indices.shape)} of {indices.dtype}"
+            )
+        indices = indices.detach().to("cpu", torch.int64).contiguous()
+        self._native.set_pattern(layer, indices.data_ptr(), indices.numel())
+        self._generation += 1
+
+    def indices(self, layer: int) -> Tensor:
+        """The alive positions of a layer: int64, ascending (rebuilt from the engine's own compressed form)."""
+        indices = torch.empty(self._native.pattern_count(layer), dtype=torch.int64)
+        self._native.indices(layer, indices.data_ptr())
+        return indices
+
+    def index_bytes(self) -> int:
+        """Memory of the index structures of all layers."""
+        return sum(self._native.pattern_memory(layer) for layer in range(len(self.shapes)))
+
+    def activation_bytes(self, batch: int, save: bool = True) -> int:
+        """Memory of a forward pass's activations, with or without those that backward needs."""
+        return int(self._native.arena_bytes(0, batch, save))
+
+    def forward(
+        self,
+        inputs: Sequence[Tensor],
+        values: Sequence[Tensor],
+        biases: Sequence[Tensor] = (),
+        norms: Sequence[Norm] = (),
+        *,
+        training: bool = True,
+        seed: int = 0,
+        save: bool = True,
+    ) -> tuple[list[Tensor], Saved | None]:
+        """Run the program on a batch.
+
+        Args:
+            inputs: (batch, channels, height, width), or (batch, channels) where height = width = 1.
+            values: (nnz,) each, the alive weights of each layer.
+            biases: (out,) each.
+            norms: batch normalisations; in training their running statistics are updated in place.
+            training: batch statistics and dropout, or running statistics and none.
+            seed: of dropout; the same seed drops the same elements.
+            save: keep what backward needs.
+
+        Returns:
+            The outputs (of the first input's dtype; two dimensions after a linear layer or a flattening), and the pass.
+
+        Raises:
+            ValueError: when a tensor has not the shape the program expects.
+        """
+        if len(inputs) != len(self._inputs):
+            raise ValueError(f"expected {len(self._inputs)} inputs and got {len(inputs)}")
+        batch = inputs[0].shape[0]
+        held = [self._input(number, tensor, batch) for number, tensor in enumerate(inputs)]
+        values = [self._vector(v, self._native.pattern_count(k), "values", k) for k, v in enumerate(values)]
+        biases = [self._vector(b, -1, "biases", k) for k, b in enumerate(biases)]
+        self._check_lists(values, biases, norms, training, batch)
+        outputs = [self._output(number, batch, inputs) for number in range(len(self._outputs))]
+        call = self._call(held + outputs, values, biases, norms)
+        run = self._native.forward(0, batch, torch.get_num_threads(), training, save, seed & (2**63 - 1), call)
+        dtype = inputs[0].dtype
+        converted = outputs if dtype == self.scalar else [output.to(dtype) for output in outputs]
+        if not save:
+            return converted, None
+        return converted, Saved(
+            run,
+            self._generation,
+            norms,
+            values,
+            biases,
+            tuple(t.shape for t in inputs),
+            tuple(t.dtype for t in inputs),
+            tuple(t.shape for t in outputs),
+        )
+
+    def backward(
+        self,
+        saved: Saved,
+        grad_outputs: Sequence[Tensor | None],
+        *,
+        wanted_inputs: Sequence[int] | None = None,
+        dense_gradient: Mapping[int, Callable[[Tensor], None]] | None = None,
+    ) -> Gradients:
+        """The gradients of a pass.
+
+        Args:
+            saved: from ``forward``; it may be used once or more while its patterns and values stay as they were.
+            grad_outputs: shaped as the outputs; None counts as zeros.
+            wanted_inputs: positions of the inputs whose gradient is wanted; None: all.
+            dense_gradient: layer → function that receives that layer's dense weight gradient (its shape, float32), one
+                layer at a time and in the order of backward, so that only one need exist at once.
+
+        Raises:
+            ValueError: when a gradient has not its output's shape, or a pattern was set since the pass.
+        """
+        if saved.generation != self._generation:
+            raise ValueError("a pattern was set between the forward pass and its backward: run the forward pass again")
+        wanted = frozenset(range(len(self._inputs)) if wanted_inputs is None else wanted_inputs)
+        dense_gradient = dense_gradient or {}
+        program, layer_steps = self._backward_program(wanted)
+        incoming = [self._grad_output(g, shape) for g, shape in zip(grad_outputs, saved.output_shapes, strict=True)]
+        grad_inputs = [
+            torch.empty(shape, dtype=self.scalar) if k in wanted else None for k, shape in enumerate(saved.input_shapes)
+        ]
+        like = functools.partial(torch.empty_like, dtype=self.scalar)
+        gradients = Gradients(
+            grad_inputs,
+            [like(v) for v in saved.values],
+            [like(b) for b in saved.biases],
+            [None if n.weight is None else like(n.weight) for n in saved.norms],
+            [None if n.bias is None else like(n.bias) for n in saved.norms],
+        )
+        call = self._call([*grad_inputs, *incoming], saved.values, saved.biases, saved.norms)
+        call.value_gradients = [v.data_ptr() for v in gradients.values]
+        call.bias_gradients = [b.data_ptr() for b in gradients.biases]
+        call.norm_gradients = [
+            0 if t is None else t.data_ptr()
+            for pair in zip(gradients.norm_weights, gradients.norm_biases, strict=True)
+            for t in pair
+        ]
+        first = 0
+        for layer, step in layer_steps.items() if dense_gradient else ():
+            if layer not in dense_gradient:
+                continue
+            self._native.backward(saved.run, program, first, step, call)
+            dense = torch.empty(self.shapes[layer], dtype=self.scalar)
+            call.dense_gradients = [dense.data_ptr() if k == layer else 0 for k in range(len(self.shapes))]
+            self._native.backward(saved.run, program, step, step + 1, call)
+            call.dense_gradients = [0] * len(self.shapes)
+            dense_gradient[layer](dense)
+            first = step + 1
+            del dense
+        self._native.backward(saved.run, program, first, self._native.steps(program), call)
+        gradients.inputs = [
+            g if g is None else g.to(dtype) for g, dtype in zip(grad_inputs, saved.input_dtypes, strict=True)
+        ]
+        return gradients
+
+    def _backward_program(self, wanted: frozenset[int]) -> tuple[int, dict[int, int]]:
+        """The native program for these inputs, and the step of each layer in it, in order."""
+        if wanted not in self._backwards:
+            steps = backward_steps(self._fused, len(self._inputs), wanted)
+            slots = assign_slots(steps, self._fused.tensors, lambda place: True if isinstance(place, Buffer) else None)
+            program = self._native.add_program()
+            self._writer.write(program, steps, slots)
+            layers = {
+                step.node.operation.weight: number
+                for number, step in enumerate(steps)
+                if step.node and isinstance(step.node.operation, Convolution)
+            }
+            self._backwards[wanted] = program, layers
+        return self._backwards[wanted]
+
+    def _call(
+        self,
+        borders: Sequence[Tensor | None],
+        values: Sequence[Tensor],
+        biases: Sequence[Tensor],
+        norms: Sequence[Norm],
+    ) -> Any:
+        call = _native().Call()
+        call.borders = [0 if t is None else t.data_ptr() for t in borders]
+        call.values = [v.data_ptr() for v in values]
+        call.biases = [b.data_ptr() for b in biases]
+        call.norms = [
+            0 if t is None else t.data_ptr()
+            for norm in norms
+            for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        ]
+        call.dense_gradients = [0] * len(self.shapes)
+        return call
+
+    def _input(self, number: int, tensor: Tensor, batch: int) -> Tensor:
+        op = self._inputs[number]
+        shape = (batch, op.channels, op.height, op.width)
+        if tuple(tensor.shape) != shape and not (op.height == op.width == 1 and tuple(tensor.shape) == shape[:2]):
+            raise ValueError(f"input {number}: expected shape {shape}, got {tuple(tensor.shape)}")
+        return tensor.detach().to(self.scalar).contiguous()
+
+    def _output(self, number: int, batch: int, inputs: Sequence[Tensor]) -> Tensor:
+        tensor, flattened = self._outputs[number], self._flattened[number]
+        two = inputs[flattened.position].dim() == 2 if isinstance(flattened, Input) else flattened
+        return torch.empty(
+            (batch, tensor.channels) if two else (batch, tensor.channels, tensor.height, tensor.width),
+            dtype=self.scalar,
+        )
+
+    def _grad_output(self, gradient: Tensor | None, shape: torch.Size) -> Tensor:
+        if gradient is None:
+            return torch.zeros(shape, dtype=self.scalar)
+        if gradient.shape != shape:
+            raise ValueError(f"gradient of an output of shape {tuple(shape)}: got shape {tuple(gradient.shape)}")
+        return gradient.detach().to(self.scalar).contiguous()
+
+    def _vector(self, tensor: Tensor, count: int, what: str, number: int) -> Tensor:
+        if tensor.dim() != 1 or (count >= 0 and tensor.numel() != count):
+            raise ValueError(f"{what}[{number}]: expected shape ({count},), got {tuple(tensor.shape)}")
+        if tensor.dtype != self.scalar:
+            raise ValueError(f"{what}[{number}]: expected {self.scalar}, got {tensor.dtype}")
+        return tensor.detach().contiguous()
+
+    def _check_lists(
+        self, values: Sequence[Tensor], biases: Sequence[Tensor], norms: Sequence[Norm], training: bool, batch: int
+    ) -> None:
+        if len(values) != len(self.shapes) or len(biases) != self._num_biases:
+            raise ValueError(
+                f"expected {len(self.shapes)} values and {self._num_biases} biases, got {len(values)} and {len(biases)}"
+            )
+        for op in self.program.operations:
+            if (
+                isinstance(op, Convolution)
+                and op.bias is not None
+                and biases[op.bias].numel() != self.shapes[op.weight][0]
+            ):
+                raise ValueError(
+                    f"biases[{op.bias}]: expected {self.shapes[op.weight][0]} elements, got {biases[op.bias].numel()}"
+                )
+        for view in [node.view for node in self._fused.nodes if node.view] + self._fused.outputs:
+            for term in view.terms:
+                if term.norm is None:
+                    continue
+                norm, tensor = norms[term.norm], self._fused.tensors[term.tensor]
+                for name in ("weight", "bias", "running_mean", "running_var"):
+                    it = getattr(norm, name)
+                    if it is not None and (
+                        it.shape != (tensor.channels,) or it.dtype != self.scalar or not it.is_contiguous()
+                    ):
+                        raise ValueError(
+                            f"norm {term.norm}: expected {name} of shape ({tensor.channels},) and {self.scalar}"
+                        )
+                batch_statistics = training or norm.running_mean is None
+                if batch_statistics and batch * tensor.height * tensor.width == 1:
+                    raise ValueError(f"norm {term.norm}: expected more than one value a channel in training, got one")
+
+
+def _flattened(program: Program, number: int) -> bool | Input:
+    """Whether a value has two dimensions; an Input where it has as many as that input."""
+    operation = program.operations[number]
+    match operation:
+        case Input():
+            return operation
+        case AveragePool() | MaxPool():
+            return False
+        case Flatten():
+            return True
+        case Add(left, _):
+            return _flattened(program, left)
+    return _flattened(program, operation.source)

@@ -1,0 +1,151 @@
+"""What a module with compact layers runs in place of its forward: its graph, cut into regions."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regrow.compaction.layers import MOST_PLANS, CompactLayer, compact_layers
+from regrow.compaction.operations import has_hooks
+from regrow.compaction.region import Region
+from regrow.compaction.regions import cut, listened_to, trace
+
+_Plan = tuple[Callable[..., Any], list[Region]]
+
+
+class GraphForward:
+    """Stands in ``module.forward``; cuts the graph at the first call with inputs of a shape, in a mode.
+
+    A deepcopy or a pickle of the module carries no cut graph: the copy makes its own.
+
+    Attributes:
+        regions: those of the latest call.
+        failure: why the module could not be cut, if so.
+    """
+
+    def __init__(self, module: nn.Module, left_to_torch: AbstractSet[nn.Module] = frozenset()) -> None:
+        self.module, self.left_to_torch = module, left_to_torch
+        self.plans: dict[Any, _Plan] = {}
+        self.regions: list[Region] = []
+        self.failure: str | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "plans": {}, "regions": []}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return self.original(*args, **kwargs)
+        key = (_state(self.module), _signature(args), _signature(kwargs.items()))
+        plan = self.plans.get(key)
+        if plan is None:
+            plan = self._cut(args, kwargs)
+            while len(self.plans) >= MOST_PLANS:
+                del self.plans[next(iter(self.plans))]
+            self.plans[key] = plan
+        run, self.regions = plan
+        return run(*args, **kwargs)
+
+    @property
+    def original(self) -> Callable[..., Any]:
+        """The module's own forward."""
+        method: Callable[..., Any] = type(self.module).forward.__get__(self.module)
+        return method
+
+    # torch.export looks at the arguments of a forward.
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.original)
+
+    @property
+    def __code__(self) -> CodeType:
+        return type(self.module).forward.__code__
+
+    def reset(self) -> None:
+        """Forgets every cut: the layers have changed their storage."""
+        self.plans, self.regions = {}, []
+
+    def _cut(self, args: Any, kwargs: Mapping[str, Any]) -> _Plan:
+        if listened_to(self.module):
+            return self.original, []
+        try:
+            graph, regions = cut(self.module, args, kwargs, self.left_to_torch)
+        except Exception as error:
+            # Tracing runs the user's forward on stand-ins; whatever that raises, the forward itself still works.
+            self.failure = f"{type(error).__name__}: {error}".splitlines()[0]
+            _install_in_children(self.module, self.left_to_torch)
+            return self.original, []
+        return graph.forward, regions
+
+
+def install(module: nn.Module, left_to_torch: AbstractSet[nn.Module] = frozenset()) -> None:
+    """Makes a module, or the largest parts of it that can be traced, run as cut graphs.
+
+    Args:
+        module: one with compact layers inside, else nothing is done.
+        left_to_torch: layers that regions leave out; a live view.
+    """
+    if isinstance(module, CompactLayer) or not any(isinstance(child, CompactLayer) for child in module.modules()):
+        return
+    if "forward" in module.__dict__:
+        return
+    try:
+        trace(module)
+    except Exception:
+        _install_in_children(module, left_to_torch)
+    else:
+        module.__dict__["forward"] = GraphForward(module, left_to_torch)
+
+
+def remove(module: nn.Module) -> None:
+    """Gives every module inside its own forward back."""
+    for forward in installed(module):
+        del forward.module.__dict__["forward"]
+
+
+def installed(module: nn.Module) -> list[GraphForward]:
+    """The cut graphs that run inside a module."""
+    found = (child.__dict__.get("forward") for child in module.modules())
+    return [forward for forward in found if isinstance(forward, GraphForward)]
+
+
+def _install_in_children(module: nn.Module, left_to_torch: AbstractSet[nn.Module]) -> None:
+    for child in module.children():
+        install(child, left_to_torch)
+
+
+def _state(module: nn.Module) -> tuple[Any, ...]:
+    """Everything a cut depends on besides the shapes: which modules there are, their modes, who listens."""
+    state: list[Any] = []
+    _collect(module, state)
+    return tuple(state)
+
+
+def _collect(module: nn.Module, state: list[Any]) -> None:
+    state.append((id(module), module.training, has_hooks(module)))
+    for child in module._modules.values():
+        if child is not None:
+            _collect(child, state)
+
+
+def _signature(values: Any) -> tuple[Any, ...]:
+    return tuple((value.shape[1:], value.dtype) if isinstance(value, Tensor) else _plain(value) for value in values)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return _signature(value)
+    if isinstance(value, (bool, int, float, str, type(None))):
+        return value
+    return type(value)
+
+
+def regions(model: nn.Module) -> list[Region]:
+    """Those that the latest call of a model ran, or would have run."""
+    cut_ones = [region for forward in installed(model) for region in forward.regions]
+    alone = [region for layer in compact_layers(model).values() for region in layer.regions.values()]
+    return [*cut_ones, *alone]

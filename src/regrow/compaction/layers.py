@@ -1,0 +1,209 @@
+"""Convolution and linear layers whose weight is compact: the user's own modules, given another class in place."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regrow.compaction import ops
+from regrow.compaction.program import Convolution, Input, Program
+from regrow.compaction.reference import convolution_gradients
+from regrow.compaction.region import Region
+from regrow.compaction.weights import CompactWeight, dense_weight, gather
+
+MOST_PLANS = 8
+
+
+class CompactLayer(nn.Module):
+    """What the two layers share; ``weight`` is the (nnz,) parameter, ``state_dict`` shows it dense."""
+
+    weight: Any
+    bias: Any
+    compact: CompactWeight
+    regions: "dict[tuple[int, ...], Region]"
+    number: int
+    sample_dims: int
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "regions": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.number = ops.register(self)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        dense = dense_weight(self.compact)
+        destination[prefix + "weight"] = dense if keep_vars else dense.detach()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        key = prefix + "weight"
+        found = state_dict.get(key)
+        if isinstance(found, Tensor):
+            state_dict = dict(state_dict)
+            if tuple(found.shape) != self.compact.shape:
+                error_msgs.append(
+                    f"size mismatch for {key}: the checkpoint has {tuple(found.shape)}, the compact layer stands for "
+                    f"{self.compact.shape}"
+                )
+                state_dict[key] = self.weight
+            else:
+                state_dict[key] = self.compact.load("", found)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        self.compact.values = self.weight  # load_state_dict(assign=True) makes another parameter
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.is_meta:
+            return ops.output_like(self, input)
+        if torch.compiler.is_compiling():
+            output: Tensor = ops.layer(input, self.weight, self.bias, self.number)
+            return output
+        return self.run(input)
+
+    def run(self, input: Tensor) -> Tensor:
+        """The output, with autograd behind it, for any number of dimensions before those of a sample."""
+        flat = input.reshape(-1, *input.shape[-self.sample_dims :])
+        (output,) = self._region(flat).run([flat])
+        batched = input.dim() == self.sample_dims + 1
+        return output if batched else output.reshape(*input.shape[: -self.sample_dims], *output.shape[1:])
+
+    def gradients(self, input: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Gradients of input, values and bias, without autograd, given that of the output."""
+        x, incoming = (tensor.reshape(-1, *tensor.shape[-self.sample_dims :]) for tensor in (input, gradient))
+        execution = self._region(x).execution()
+        if execution is not None:
+            of_input, of_values, *of_bias = execution.differentiate([x], [incoming])
+            return of_input.reshape(input.shape), of_values, of_bias[0] if of_bias else None
+        dense = self.compact.dense(self.weight.detach())
+        of_input, of_weight, of_offset = convolution_gradients(self.operation(None), x, dense, incoming)
+        if self.compact.collects:
+            self.compact.collect(of_weight)
+        of_values = gather(of_weight, self.compact.indices)
+        return of_input.reshape(input.shape), of_values, None if self.bias is None else of_offset
+
+    def _region(self, input: Tensor) -> Region:
+        """The layer alone as a region, for samples of this size; made once."""
+        channels, height, width = (*input.shape[1:], 1, 1)[:3]
+        size = (channels, height, width)
+        if size not in self.regions:
+            while len(self.regions) >= MOST_PLANS:
+                del self.regions[next(iter(self.regions))]
+            bias = None if self.bias is None else 0
+            program = Program((Input(0, *size), self.operation(bias)), (1,))
+            self.regions[size] = Region(program, [self], [] if bias is None else [self])
+        return self.regions[size]
+
+    def operation(self, bias: int | None) -> Convolution:
+        """What the layer computes from value 0 with weight 0."""
+        raise NotImplementedError
+
+
+class CompactConv2d(CompactLayer, nn.Conv2d):
+    """A two-dimensional convolution without groups."""
+
+    sample_dims = 3
+
+    def operation(self, bias: int | None) -> Convolution:
+        """With its stride, padding and dilation."""
+        stride, padding, dilation = convolution_geometry(self)
+        return Convolution(0, 0, bias, stride, padding, dilation)
+
+
+class CompactLinear(CompactLayer, nn.Linear):
+    """A linear layer."""
+
+    sample_dims = 1
+
+    def operation(self, bias: int | None) -> Convolution:
+        """A convolution of one pixel."""
+        return Convolution(0, 0, bias)
+
+
+CLASSES: dict[type[nn.Module], type[CompactLayer]] = {nn.Conv2d: CompactConv2d, nn.Linear: CompactLinear}
+
+
+def compact_layers(model: nn.Module) -> dict[str, CompactLayer]:
+    """A model's compact layers by the name of their weight."""
+    return {
+        f"{path}.weight" if path else "weight": module
+        for path, module in model.named_modules()
+        if isinstance(module, CompactLayer)
+    }
+
+
+def convolution_geometry(module: nn.Conv2d) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """Stride, padding and dilation, as (height, width) each.
+
+    Raises:
+        ValueError: the padding is not the same on both sides.
+    """
+    stride, dilation, kernel = module.stride, module.dilation, module.kernel_size
+    if isinstance(module.padding, str):
+        same = module.padding == "same"
+        total = [step * (size - 1) if same else 0 for step, size in zip(dilation, kernel, strict=True)]
+        if any(amount % 2 for amount in total):
+            raise ValueError(f"padding='same' of an even kernel {kernel} pads the two sides unequally")
+        padding = [amount // 2 for amount in total]
+    else:
+        padding = list(module.padding)
+    return (stride[0], stride[1]), (padding[0], padding[1]), (dilation[0], dilation[1])
+
+
+def obstacle(module: nn.Module) -> str | None:
+    """Why a module's weight cannot be compact; None where it can."""
+    if type(module) not in CLASSES:
+        return f"{type(module).__name__} has no compact form"
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    if weight.device.type != "cpu":
+        return f"on {weight.device.type}; compact layers run on the CPU"
+    if weight.dtype not in (torch.float32, torch.float64):
+        return f"{weight.dtype} values; compact layers keep float32"
+    if isinstance(module, nn.Conv2d):
+        if module.groups != 1:
+            return "grouped convolution"
+        if module.padding_mode != "zeros":
+            return f"padding mode {module.padding_mode}"
+        try:
+            convolution_geometry(module)
+        except ValueError as error:
+            return str(error)
+    return None
+
+
+def make_compact(module: nn.Module, mask: Tensor, state: Iterable[Tensor] = ()) -> CompactWeight:
+    """Turns a layer into its compact class in place; the parameter stays the same object, of size nnz.
+
+    Args:
+        module: a layer without :func:`obstacle`.
+        mask: bool, of the weight's shape.
+        state: optimizer state with one number a weight; cut down in place.
+    """
+    assert type(module) in CLASSES, type(module)
+    parameter = module.weight
+    assert isinstance(parameter, nn.Parameter)
+    weight = CompactWeight.from_dense(parameter, mask, state)
+    module.__class__ = CLASSES[type(module)]
+    assert isinstance(module, CompactLayer)
+    module.compact, module.regions, module.number = weight, {}, ops.register(module)
+    return weight
+
+
+def make_dense(module: CompactLayer, state: Iterable[tuple[Tensor, float]] = ()) -> None:
+    """The inverse of :func:`make_compact`; dead weights are 0, dead state has its initial value."""
+    module.compact.to_dense(state)
+    del module.compact, module.regions, module.number
+    dense = next(plain for plain, compact in CLASSES.items() if isinstance(module, compact))
+    module.__class__ = dense  # type: ignore[assignment]

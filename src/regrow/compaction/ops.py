@@ -1,0 +1,102 @@
+"""Compact layers as operators of ``torch.library``, which is how ``torch.compile`` and ``torch.export`` see them.
+
+A compiled graph holds one opaque operator for each compact layer; what stands between them is compiled as always. Run
+uncompiled, a model is one operator a region instead, which is faster: nothing is left between the layers to compile.
+"""
+
+from itertools import count
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+from regrow.compaction.program import Convolution
+from regrow.compaction.weights import CompactWeight
+
+
+class Layer(Protocol):
+    """What the operators ask of a compact layer."""
+
+    compact: CompactWeight
+    bias: Tensor | None
+
+    def operation(self, bias: int | None) -> Convolution:
+        """Stride, padding and dilation."""
+
+    def run(self, input: Tensor) -> Tensor:
+        """The layer's output, with autograd behind it."""
+
+    def gradients(self, input: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Gradients of input, values and bias, without autograd, given that of the output."""
+
+
+_layers: "WeakValueDictionary[int, Layer]" = WeakValueDictionary()
+
+
+_numbers = count()
+
+
+def register(layer: Layer) -> int:
+    """A number that stands for the layer in graphs; good in this process."""
+    number = next(_numbers)
+    _layers[number] = layer
+    return number
+
+
+@torch.library.custom_op("regrow::layer", mutates_args=())
+def layer(input: Tensor, values: Tensor, bias: Tensor | None, number: int) -> Tensor:
+    """The output of compact layer ``number``; values and bias are the layer's own, named for autograd's sake."""
+    with torch.no_grad():
+        return _layers[number].run(input)
+
+
+@layer.register_fake
+def _(input: Tensor, values: Tensor, bias: Tensor | None, number: int) -> Tensor:
+    return output_like(_layers[number], input)
+
+
+@torch.library.custom_op("regrow::layer_backward", mutates_args=())
+def layer_backward(gradient: Tensor, input: Tensor, values: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of input, values and bias (empty where there is none)."""
+    of_input, of_values, of_bias = _layers[number].gradients(input, gradient)
+    return of_input.contiguous(), of_values, gradient.new_empty(0) if of_bias is None else of_bias
+
+
+@layer_backward.register_fake
+def _(gradient: Tensor, input: Tensor, values: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
+    bias = _layers[number].bias
+    size = 0 if bias is None else len(bias)
+    return (
+        torch.empty_like(input, memory_format=torch.contiguous_format),
+        torch.empty_like(values),
+        gradient.new_empty(size),
+    )
+
+
+def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.save_for_backward(inputs[0], inputs[1])
+    ctx.has_bias, ctx.number = inputs[2] is not None, inputs[3]
+
+
+def _backward(ctx, gradient):  # type: ignore[no-untyped-def]
+    source, values, bias = layer_backward(gradient, *ctx.saved_tensors, ctx.number)
+    return source, values, bias if ctx.has_bias else None, None
+
+
+layer.register_autograd(_backward, setup_context=_setup)
+
+
+def output_like(owner: Layer, input: Tensor) -> Tensor:
+    """An empty tensor of the shape of the layer's output."""
+    shape = owner.compact.shape
+    if len(shape) == 2:
+        return input.new_empty((*input.shape[:-1], shape[0]))
+    operation = owner.operation(None)
+    sizes = [
+        (size + 2 * pad - step * (kernel - 1) - 1) // stride + 1
+        for size, pad, step, kernel, stride in zip(
+            input.shape[-2:], operation.padding, operation.dilation, shape[2:], operation.stride, strict=True
+        )
+    ]
+    return input.new_empty((*input.shape[:-3], shape[0], *sizes))

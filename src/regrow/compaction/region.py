@@ -1,0 +1,113 @@
+"""A program bound to the modules that own its weights, run by the engine or, without one, by torch."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regrow.compaction import engine
+from regrow.compaction.execution import Execution, compact_weight
+from regrow.compaction.program import Program
+from regrow.compaction.reference import interpret
+from regrow.compaction.weights import dense_weight
+
+SWITCH = "REGROW_COMPACT"
+"""Environment variable: "engine" runs every layer that can be compact on the engine, "torch" none; by default ("auto")
+the layers for which the engine is measured to be faster on this machine."""
+
+
+def wanted() -> str:
+    """What the environment variable says.
+
+    Raises:
+        ValueError: neither of the three words.
+    """
+    found = os.environ.get(SWITCH, "auto")
+    if found not in ("auto", "engine", "torch"):
+        raise ValueError(f"the environment variable {SWITCH} is {found!r}; expected 'auto', 'engine' or 'torch'")
+    return found
+
+
+class Region(nn.Module):
+    """Runs a program. The modules are not registered as children: they belong to the model.
+
+    Args:
+        program: what to compute.
+        layers: convolutions and linear layers, compact or dense, in the order of the program's weights.
+        offsets: those of them whose biases the program adds, in the order of its biases.
+        norms: batch normalisations in the order of the program's.
+        mode: whether normalisations use batch statistics and dropout drops.
+
+    Attributes:
+        refusal: why torch runs the region and not the engine, after the first call; None where the engine does.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        layers: Sequence[nn.Module],
+        offsets: Sequence[nn.Module] = (),
+        norms: Sequence[nn.Module] = (),
+        mode: bool = False,
+    ) -> None:
+        super().__init__()
+        self.program = program
+        self.mode = mode
+        self.members: tuple[Sequence[Any], Sequence[Any], Sequence[Any]] = (layers, offsets, norms)
+        self.refusal: str | None = None
+        self._executions: dict[torch.dtype, Execution | None] = {}
+
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        outputs = self.run(inputs)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The outputs, as a tuple."""
+        layers, offsets, norms = self.members
+        if self.mode and norms:
+            torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
+        execution = self.execution()
+        if execution is not None and all(x.is_cpu for x in inputs):
+            return execution(inputs)
+        weights = [dense_weight(layer.compact) if compact_weight(layer) else layer.weight for layer in layers]
+        return interpret(self.program, inputs, weights, [layer.bias for layer in offsets], norms, self.mode)
+
+    @property
+    def runner(self) -> str:
+        """What runs the region, as far as a call has shown."""
+        types = [str(dtype).removeprefix("torch.") for dtype, execution in self._executions.items() if execution]
+        if types:
+            return f"engine ({engine.instruction_set()}, {', '.join(types)})"
+        return "not run yet" if self.refusal is None else f"torch, weights scattered: {self.refusal}"
+
+    def execution(self) -> Execution | None:
+        """What runs the region on the engine; None where torch runs it."""
+        weight = self.members[0][0].weight
+        if not weight.is_cpu:
+            return None
+        dtype = _activations(weight)
+        if dtype not in self._executions:
+            self._executions[dtype] = self._plan(weight.dtype, dtype)
+        return self._executions[dtype]
+
+    def _plan(self, weights: torch.dtype, activations: torch.dtype) -> Execution | None:
+        self.refusal = engine.unavailable_reason()
+        if wanted() == "torch":
+            self.refusal = f"{SWITCH}=torch"
+        elif weights not in (torch.float32, torch.float64):
+            self.refusal = f"weights are {weights}, the engine takes torch.float32 and torch.float64"
+        if self.refusal is None:
+            try:
+                return Execution(self.program, *self.members, self.mode, activations)
+            except ValueError as error:
+                self.refusal = str(error)
+        return None
+
+
+def _activations(weight: Tensor) -> torch.dtype:
+    """What activations are stored as: bfloat16 under autocast, else what the weights are."""
+    if torch.is_autocast_enabled("cpu") and weight.dtype == torch.float32:
+        return torch.get_autocast_dtype("cpu")
+    return weight.dtype

@@ -1,0 +1,208 @@
+"""Cuts a module's graph into regions: as large as they get around compact layers, everything else left to torch."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
+from torch.fx.passes.operator_support import OperatorSupportBase
+from torch.fx.passes.tools_common import legalize_graph
+
+from regrow.compaction.layers import CompactLayer
+from regrow.compaction.operations import Step, Writer, has_hooks, recognise, shape, writes_in_place
+from regrow.compaction.program import Input, Program
+from regrow.compaction.region import Region
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, CompactLayer) or super().is_leaf_module(module, name)
+
+
+def trace(module: nn.Module) -> fx.GraphModule:
+    """The graph of a module's forward; compact layers and torch's own modules are its leaves.
+
+    Raises:
+        Exception: whatever tracing raises where the forward is not a fixed graph.
+    """
+    graph = _Tracer().trace(module)
+    return fx.GraphModule(module, graph, type(module).__name__)
+
+
+def cut(
+    module: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    left_to_torch: AbstractSet[nn.Module] = frozenset(),
+) -> tuple[fx.GraphModule, list[Region]]:
+    """A module's graph with its regions in place of their nodes, for inputs shaped like these.
+
+    Args:
+        module: with compact layers inside.
+        args: of the call; only shapes, types and what is no tensor are looked at.
+        kwargs: of the call.
+        left_to_torch: layers that no region takes in.
+
+    Raises:
+        Exception: whatever tracing raises, or running the graph on tensors without content.
+    """
+    graph_module = trace(module)
+    modules = dict(graph_module.named_modules())
+    _without_writing_in_place(graph_module.graph, modules)
+    _propagate(graph_module, args, kwargs)
+    training = module.training
+    steps = {node: recognise(node, modules, training) for node in graph_module.graph.nodes}
+    known = {node: step for node, step in steps.items() if step is not None and not _left(node, modules, left_to_torch)}
+    regions: list[Region] = []
+    for nodes in _partitions(graph_module, known):
+        layers = [modules[str(node.target)] for node in nodes if node.op == "call_module"]
+        if any(isinstance(layer, CompactLayer) for layer in layers):
+            regions.append(_replace(graph_module, nodes, known, training, len(regions)))
+    legalize_graph(graph_module)
+    graph_module.graph.eliminate_dead_code()
+    graph_module.recompile()
+    return graph_module, regions
+
+
+def _left(node: fx.Node, modules: Mapping[str, nn.Module], left_to_torch: AbstractSet[nn.Module]) -> bool:
+    return node.op == "call_module" and modules[str(node.target)] in left_to_torch
+
+
+class _Known(OperatorSupportBase):
+    def __init__(self, known: Mapping[fx.Node, Step]) -> None:
+        self.known = known
+
+    def is_node_supported(self, submodules: Mapping[str, nn.Module], node: fx.Node) -> bool:
+        return node in self.known
+
+
+def _partitions(graph_module: fx.GraphModule, known: Mapping[fx.Node, Step]) -> Iterator[list[fx.Node]]:
+    partitioner = CapabilityBasedPartitioner(graph_module, _Known(known), allows_single_node_partition=True)
+    partitions = partitioner.propose_partitions()
+    order = list(graph_module.graph.nodes)
+    for partition in partitions:
+        yield [node for node in order if node in partition.nodes]
+
+
+def _replace(
+    graph_module: fx.GraphModule,
+    nodes: Sequence[fx.Node],
+    known: Mapping[fx.Node, Step],
+    training: bool,
+    number: int,
+) -> Region:
+    """Writes the nodes' program and puts one call of it in their place."""
+    inside = set(nodes)
+    writer, numbers, outer = Writer(), dict[fx.Node, int](), list[fx.Node]()
+    for node in nodes:
+        for source in known[node].sources:
+            if source not in inside and source not in numbers:
+                size = shape(source)
+                assert size is not None
+                channels, height, width = (*size[1:], 1, 1)[:3]
+                numbers[source] = writer.add(Input(len(outer), channels, height, width))
+                outer.append(source)
+    for node in nodes:
+        step = known[node]
+        numbers[node] = step.write(writer, tuple(numbers[source] for source in step.sources))
+    leaving = [node for node in nodes if any(user not in inside for user in node.users)]
+    values = sorted({numbers[node] for node in leaving} - {numbers[source] for source in outer})
+    region = Region(
+        Program(tuple(writer.operations), tuple(values)), writer.layers, writer.offsets, writer.norms, training
+    )
+    name = f"region{number}"
+    graph_module.add_module(name, region)
+    graph = graph_module.graph
+    with graph.inserting_after(nodes[-1]):
+        call = graph.call_module(name, tuple(outer))
+    made = {numbers[source]: source for source in outer}
+    with graph.inserting_after(call):
+        for position, value in enumerate(values):
+            made[value] = call if len(values) == 1 else graph.call_function(_item, (call, position))
+    for node in leaving:
+        node.replace_all_uses_with(made[numbers[node]], delete_user_cb=lambda user: user not in inside)
+    for node in reversed(nodes):
+        graph.erase_node(node)
+    return region
+
+
+def _item(values: Sequence[Tensor], position: int) -> Tensor:
+    return values[position]
+
+
+def _without_writing_in_place(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
+    """What reads a tensor after it was written to reads the writer's result."""
+    order = {node: position for position, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        source = node.args[0] if node.args else None
+        if isinstance(source, fx.Node) and writes_in_place(node, modules):
+            later = {user for user in source.users if order[user] > order[node]}
+            source.replace_all_uses_with(node, delete_user_cb=later.__contains__)
+
+
+# Shapes
+
+
+def _propagate(graph_module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Writes the shape and dtype of each node's tensor into ``meta``, from a run on tensors without content."""
+    names = [str(node.target) for node in graph_module.graph.nodes if node.op == "placeholder"]
+    defaults = [node.args[0] for node in graph_module.graph.nodes if node.op == "placeholder" and node.args]
+    given = [*args, *(kwargs[name] for name in names[len(args) :] if name in kwargs)]
+    with torch.no_grad(), _no_autocast():
+        _Shapes(graph_module).run(*map(_emptied, [*given, *defaults[len(defaults) - (len(names) - len(given)) :]]))
+
+
+@contextmanager
+def _no_autocast() -> Iterator[None]:
+    with torch.autocast("cpu", enabled=False):
+        yield
+
+
+def _emptied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return torch.empty_like(value, device="meta")
+    return value
+
+
+class _Shapes(fx.Interpreter):
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        tensor = isinstance(result, Tensor)
+        n.meta["shape"] = tuple(result.shape) if tensor else None
+        n.meta["dtype"] = result.dtype if tensor else None
+        return result
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return _emptied(super().get_attr(target, args, kwargs))
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        module = self.fetch_attr(target)
+        if isinstance(module, CompactLayer):
+            return module.forward(*args, **kwargs)
+        named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        tensors = {f"inner.{name}": _emptied(tensor) for name, tensor in named.items()}
+        return torch.func.functional_call(_Silent(module), tensors, args, kwargs)
+
+
+class _Silent(nn.Module):
+    """Calls a module's forward past its hooks."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.inner.forward(*args, **kwargs)
+
+
+def listened_to(module: nn.Module) -> bool:
+    """Whether a module inside, not a leaf of the graph, has hooks, which a traced graph would pass by."""
+    tracer = _Tracer()
+    return any(
+        has_hooks(child) and not tracer.is_leaf_module(child, name)
+        for name, child in module.named_modules()
+        if child is not module
+    )

@@ -1,0 +1,131 @@
+"""Compact storage of an attached model: which layers go compact, when, and why the others do not."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+from torch import nn
+from torch.optim import Optimizer
+
+from regrow import optimizers
+from regrow.algorithm import Algorithm
+from regrow.compaction import checkpoint, engine, graph, measured
+from regrow.compaction.layers import obstacle
+from regrow.compaction.region import wanted
+from regrow.compaction.stored import CompactedLayer
+from regrow.scores import Need
+from regrow.shards import is_cut
+from regrow.storage import MaskedLayer, StoredLayer
+
+MOST_DENSITY = 0.5
+"""Above it a weight with its index is hardly smaller than the dense one, and the kernels no faster."""
+
+MATRIX_OPTIMIZERS = ("Muon", "Adafactor", "Shampoo", "DistributedShampoo", "SOAP", "KFAC", "GaLore", "PSGD", "Kron")
+
+
+class CompactStorage:
+    """Keeps a layer compact from the moment that its density has come down to one half.
+
+    Args:
+        model: the user's own module.
+        optimizer: built on its parameters; their state is cut down with them.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
+        self.model = model
+        self.layers: dict[str, CompactedLayer] = {}
+        self.reasons: dict[str, str] = {}
+        self.left_to_torch = set[nn.Module]()
+        self.table = measured.agreed_table() if wanted() == "auto" and engine.available() else None
+        self.shares = Counter(
+            id(parameter)
+            for module in model.modules()
+            for parameter in module._parameters.values()
+            if parameter is not None
+        )
+        self.handles = checkpoint.register(optimizer, self.layers)
+
+    def place(self, layer: StoredLayer) -> StoredLayer:
+        """A compacted layer where that is possible and the density is low enough."""
+        if not isinstance(layer, MaskedLayer):
+            return layer
+        name = layer.layer.name
+        path, _, parameter_name = name.rpartition(".")
+        module = self.model.get_submodule(path)
+        reason = obstacle(module)
+        if parameter_name != "weight":
+            reason = f"{type(module).__name__} has no compact form"
+        elif self.shares[id(layer.parameter)] > 1:
+            reason = "its weight is shared with another module"
+        elif reason is None and layer.alive.density > MOST_DENSITY:
+            reason = f"density above {MOST_DENSITY}"
+        elif reason is None and self.table is not None:
+            ratio = measured.speedup(self.table, module, layer.layer.size, layer.alive.density)
+            reason = f"torch is faster here ({ratio:.2f}x on the engine, measured)" if ratio < 1 else None
+            if reason is not None:
+                self.left_to_torch.add(module)
+        if reason is not None:
+            self.reasons[name] = reason
+            return layer
+        self.reasons.pop(name, None)
+        self.left_to_torch.discard(module)
+        self.layers[name] = CompactedLayer(layer, module)
+        graph.install(self.model, self.left_to_torch)
+        for forward in graph.installed(self.model):
+            forward.reset()
+        return self.layers[name]
+
+    def notes(self) -> Mapping[str, str]:
+        """Storage of each layer, with the reason where it is dense."""
+        runners = {id(layer): region.runner for region in graph.regions(self.model) for layer in region.members[0]}
+        dense = {name: f"dense: {reason}" for name, reason in self.reasons.items()}
+        return dense | {
+            name: f"compact: {runners.get(id(layer.module), 'not run yet')}" for name, layer in self.layers.items()
+        }
+
+    def remove(self) -> None:
+        """Dense weights, dense optimizer state, the modules' own forward."""
+        for handle in self.handles:
+            handle.remove()
+        graph.remove(self.model)
+        for layer in self.layers.values():
+            layer.make_dense()
+        self.layers.clear()
+
+
+def check_compact(model: nn.Module, optimizer: Optimizer, algorithms: list[Algorithm]) -> None:
+    """Refuses what compact storage cannot do.
+
+    Raises:
+        ValueError: the model is wrapped or not on the CPU, the optimizer works on matrices, or a recipe needs the dense
+            gradient at every step.
+    """
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise ValueError(
+            f"{type(model).__name__} was made for the dense weights: attach with storage='compact' first and wrap the "
+            "model after it, or use storage='dense'"
+        )
+    if any(is_cut(parameter) for parameter in model.parameters()):
+        raise ValueError("the weights are cut into pieces (FSDP2, tensor parallelism): use storage='dense'")
+    devices = {parameter.device.type for parameter in model.parameters()} - {"cpu"}
+    if devices:
+        raise ValueError(f"the model is on {devices.pop()}; compact storage runs on the CPU: use storage='dense'")
+    for kind in type(optimizer).__mro__:
+        if kind.__name__ in MATRIX_OPTIMIZERS:
+            raise ValueError(
+                f"{kind.__name__} works on weights as matrices, and compact storage has only a list of alive values: "
+                "take an elementwise optimizer (SGD, AdamW, …), or storage='dense'"
+            )
+    for record in algorithms:
+        if Need.DENSE_MOMENTUM in record.needs:
+            raise ValueError(
+                f"'{record.name}' needs the dense gradient of every weight at every step, so there is nothing that "
+                "compact storage could leave out: attach it with storage='dense'"
+            )
+    for parameter in optimizers.parameters(optimizer):
+        for key, value in optimizer.state.get(parameter, {}).items():
+            partial = getattr(value, "dim", lambda: 0)() > 0 and value.shape != parameter.shape
+            if partial and parameter.dim() > 1:
+                raise ValueError(
+                    f"{type(optimizer).__name__} keeps '{key}' of shape {tuple(value.shape)} for a weight of shape "
+                    f"{tuple(parameter.shape)}, which cannot be cut down to alive weights: use storage='dense'"
+                )

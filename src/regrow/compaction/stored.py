@@ -1,0 +1,137 @@
+"""A sparsified weight in compact storage: what the sparsifier asks of it, on values and indices."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from regrow import optimizers
+from regrow.compaction.layers import CompactLayer, make_compact, make_dense
+from regrow.scores import Evidence, Need
+from regrow.storage import DEFAULT_MOMENTUM, MaskedLayer
+
+MOMENTUM = "own momentum"
+
+
+class CompactedLayer:
+    """Takes over from a masked layer: the same module, parameter, counts and optimizer, cut down to what is alive.
+
+    Args:
+        masked: the layer as it was kept so far.
+        module: the layer's module, one that has a compact form.
+    """
+
+    def __init__(self, masked: MaskedLayer, module: nn.Module) -> None:
+        assert not masked.dense_momentum, "dense momentum has no compact form"
+        self.layer, self.parameter, self.alive = masked.layer, masked.parameter, masked.alive
+        self.optimizer, self.needs = masked.optimizer, masked.needs
+        self._own = masked.momentum
+        state = [value for value, _ in optimizers.elementwise_state(self.optimizer, self.parameter)]
+        masked.release()
+        self.weight = make_compact(module, masked.mask, [*state, *([] if self._own is None else [self._own])])
+        assert isinstance(module, CompactLayer)
+        self.module, self.weight.attached = module, True
+
+    @property
+    def mask(self) -> Tensor:
+        """Made anew from the indices."""
+        return self.weight.mask
+
+    @property
+    def momentum(self) -> Tensor | None:
+        """The own buffer, made dense."""
+        return None if self._own is None else self.weight.dense(self._own)
+
+    def set_mask(self, mask: Tensor, step: int) -> None:
+        """Moves the entries that stay; the newborn have value 0 and fresh state."""
+        own = [] if self._own is None else [(MOMENTUM, self._own, 0.0)]
+        self.weight.set_mask(mask, [*optimizers.named_state(self.optimizer, self.parameter), *own])
+        self.alive.change(self.weight.num_alive, step)
+
+    def load_momentum(self, momentum: Tensor) -> None:
+        """The alive entries of a saved buffer."""
+        if self._own is not None:
+            self._own.copy_(self.weight.load(MOMENTUM, momentum))
+
+    def expect_dense_gradient(self, wanted: bool) -> None:
+        """Whether the coming backward passes sum up the dense gradient beside that of the values."""
+        self.weight.collects = wanted
+        if not wanted:
+            self.weight.dense_gradient = None
+
+    def dense_gradient(self) -> Tensor | None:
+        """The sum of the backward passes since gradients were last zeroed, over all ranks where there are several."""
+        gradient = self.weight.dense_gradient
+        if self.parameter.grad is None or gradient is None:
+            return None
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            # Wrappers average the gradients of parameters; of dead weights they know nothing.
+            torch.distributed.all_reduce(gradient)
+            gradient /= torch.distributed.get_world_size()
+        return gradient
+
+    def mask_gradient(self) -> None:
+        """Nothing to do: a dead weight has no gradient."""
+
+    def accumulate_momentum(self) -> None:
+        """m ← beta · m + g, of the alive weights."""
+        if self._own is None or self.parameter.grad is None:
+            return
+        factor = optimizers.momentum_factor(self.optimizer, self.parameter)
+        self._own.mul_(DEFAULT_MOMENTUM if factor is None else factor)
+        self._own.add_(self.parameter.grad / optimizers.gradient_scale(self.optimizer))
+
+    def masked_tensors(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """None, but what was loaded for dead places goes."""
+        self.weight.left_over = {}
+        return iter(())
+
+    def evidence(self, gradient: Tensor | None, seed: int, step: int) -> Evidence:
+        """Everything in dense form, for the time of the update."""
+        momentum = self.momentum
+        if momentum is None and Need.MOMENTUM in self.needs:
+            momentum = self.weight.dense(optimizers.momentum(self.optimizer, self.parameter))
+        weight = self.weight.dense(self.parameter.detach())
+        return Evidence(self.layer, self.mask, weight, gradient, momentum, seed, step)
+
+    def check(self, weight_steps: int) -> None:
+        """The invariants of ``strict=True``: one value and one number of each state for each index, ascending."""
+        indices, size = self.weight.indices, self.layer.size
+        ascending = bool((indices[1:] > indices[:-1]).all()) and int(indices[0]) >= 0 and int(indices[-1]) < size
+        sizes = {value.numel() for value, _ in optimizers.elementwise_state(self.optimizer, self.parameter)}
+        if not ascending or {self.parameter.numel(), self.alive.number, *sizes} != {len(indices)}:
+            raise RuntimeError(
+                f"'{self.layer.name}' has {len(indices)} indices, {self.parameter.numel()} values and state of "
+                f"{sorted(sizes)} after weight step {weight_steps}: something other than the sparsifier writes to them"
+            )
+
+    def find_copy(self, model: nn.Module) -> Tensor | None:
+        """The compact layer of the same name and dense shape in a copy, or a dense one."""
+        module, name = _owner(model, self.layer.name)
+        if isinstance(module, CompactLayer):
+            return module.weight if module.compact.shape == self.layer.shape else None
+        found = None if module is None else module._parameters.get(name)
+        return found if found is not None and tuple(found.shape) == self.layer.shape else None
+
+    def mask_copy(self, model: nn.Module) -> None:
+        """Gives a compact copy this pattern, and zeroes the dead weights of a dense one."""
+        module, name = _owner(model, self.layer.name)
+        assert module is not None
+        if isinstance(module, CompactLayer):
+            if not torch.equal(module.compact.indices, self.weight.indices):
+                module.compact.set_mask(self.mask)
+        else:
+            module.get_parameter(name).mul_(self.mask)
+
+    def release(self) -> None:
+        """Nothing to take off."""
+
+    def make_dense(self) -> None:
+        """Gives the module its dense class and weight back, the optimizer its dense state."""
+        make_dense(self.module, list(optimizers.elementwise_state(self.optimizer, self.parameter)))
+
+
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module | None, str]:
+    """The module that holds a parameter, and the parameter's name there."""
+    path, _, last = name.rpartition(".")
+    return dict(model.named_modules()).get(path), last

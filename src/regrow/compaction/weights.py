@@ -1,0 +1,207 @@
+"""A weight of which only the alive entries exist: their values, and where in the dense weight they stand."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regrow.compaction.positions import Positions
+
+
+def indices_of(mask: Tensor) -> Tensor:
+    """Flat positions of the alive weights in row-major order, ascending: int32 where that suffices, else int64.
+
+    >>> indices_of(torch.tensor([[True, False], [True, True]])).tolist()
+    [0, 2, 3]
+    """
+    dtype = torch.int32 if mask.numel() < 2**31 else torch.int64
+    return mask.flatten().nonzero().flatten().to(dtype)
+
+
+def gather(dense: Tensor, indices: Tensor) -> Tensor:
+    """The entries of a dense tensor at flat positions: any shape → (nnz,)."""
+    return dense.reshape(-1).index_select(0, indices)
+
+
+def scatter(values: Tensor, indices: Tensor, shape: tuple[int, ...], fill: float = 0.0) -> Tensor:
+    """The dense tensor with ``values`` at flat positions and ``fill`` elsewhere: (nnz,) → ``shape``."""
+    dense = values.new_full((math.prod(shape),), fill)
+    dense[indices.long()] = values
+    return dense.view(shape)
+
+
+@dataclass(frozen=True)
+class Move:
+    """From one pattern to another: which entries of the old stay, and which of the new they become."""
+
+    stays: Tensor
+    known: Tensor
+
+    @classmethod
+    def between(cls, old: Tensor, new: Tensor, after: Tensor) -> "Move":
+        """From flat positions to others, ascending, the others being those of the mask ``after``.
+
+        >>> after = torch.tensor([True, True, False])
+        >>> Move.between(torch.tensor([0, 2]), torch.tensor([0, 1]), after)(torch.tensor([5.0, 7.0])).tolist()
+        [5.0, 0.0]
+        """
+        before = scatter(torch.ones(len(old), dtype=torch.bool), old, (after.numel(),))
+        return cls(gather(after, old), gather(before, new))
+
+    def __call__(self, entries: Tensor, initial: float = 0.0) -> Tensor:
+        """One number for each alive weight before → one for each after; ``initial`` for the newborn."""
+        return entries.new_full((len(self.known),), initial).masked_scatter_(
+            self.known, entries.masked_select(self.stays)
+        )
+
+
+def resize(tensor: Tensor, content: Tensor) -> None:
+    """Gives a tensor, a parameter included, other content of any size; it stays the same object."""
+    # Autograd remembers a parameter's size as long as some graph that used it is alive (a loss that the loop has not
+    # yet overwritten); a change of dtype makes it forget.
+    if tensor.requires_grad and tensor.shape != content.shape:
+        tensor.data = torch.empty(0, dtype=torch.float64 if tensor.dtype != torch.float64 else torch.float32)
+    tensor.data = content
+
+
+@dataclass(eq=False)
+class CompactWeight:
+    """The alive entries of one weight.
+
+    Attributes:
+        values: the model's own parameter, its data of shape (nnz,).
+        positions: of the alive weights in the dense one.
+        version: grows with every change of the pattern, so that kernels know when to rebuild what they derived from it.
+        collects: whether the coming backward passes keep the dense gradient too.
+        dense_gradient: what they kept, summed over the micro-batches; as large as the dense weight.
+        attached: whether a sparsifier keeps it; a copy is free.
+        left_over: name → (positions, entries) of what was loaded for positions that are not alive; the next pattern
+            takes it up, the next step drops it.
+    """
+
+    values: nn.Parameter
+    positions: Positions
+    version: int = 0
+    collects: bool = False
+    dense_gradient: Tensor | None = None
+    attached: bool = False
+    left_over: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _backward_pass: int = -1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "attached": False}
+
+    @classmethod
+    def from_dense(cls, parameter: nn.Parameter, mask: Tensor, state: Iterable[Tensor] = ()) -> "CompactWeight":
+        """Cuts a parameter, its gradient and its optimizer state down to the alive entries, in place."""
+        indices = indices_of(mask)
+        weight = cls(parameter, Positions.of(indices, tuple(parameter.shape)))
+        gradient, parameter.grad = parameter.grad, None
+        for tensor in (parameter, *state):
+            resize(tensor, gather(tensor.detach(), indices))
+        if gradient is not None:
+            parameter.grad = gather(gradient, indices)
+        return weight
+
+    def to_dense(self, state: Iterable[tuple[Tensor, float]] = ()) -> nn.Parameter:
+        """Gives the parameter, its gradient and its state (with initial values) their dense shape, in place."""
+        parameter = self.values
+        gradient, parameter.grad = parameter.grad, None
+        for tensor, initial in ((parameter, 0.0), *state):
+            resize(tensor, self.dense(tensor.detach(), initial))
+        if gradient is not None:
+            parameter.grad = self.dense(gradient)
+        return parameter
+
+    @property
+    def num_alive(self) -> int:
+        """Alive weights."""
+        return len(self.positions)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the dense weight."""
+        return self.positions.shape
+
+    @property
+    def indices(self) -> Tensor:
+        """(nnz,) ascending flat row-major positions, made anew at each call."""
+        return self.positions.indices
+
+    @property
+    def mask(self) -> Tensor:
+        """Bool tensor of the dense shape, True where alive; made anew at each call."""
+        return self.dense(torch.ones(self.num_alive, dtype=torch.bool))
+
+    def dense(self, entries: Tensor, fill: float = 0.0) -> Tensor:
+        """One number an alive weight as a tensor of the dense shape."""
+        return scatter(entries, self.indices, self.shape, fill)
+
+    def set_mask(self, mask: Tensor, state: Iterable[tuple[str, Tensor, float]] = ()) -> None:
+        """Another pattern: kept entries of values, gradient and state move with it, the newborn start afresh.
+
+        Args:
+            mask: bool, of the dense shape.
+            state: name, tensor and initial value of what has one number an alive weight; resized in place.
+        """
+        new = indices_of(mask)
+        move = Move.between(self.indices, new, mask)
+        gradient, self.values.grad = self.values.grad, None
+        for name, tensor, initial in (("", self.values, 0.0), *state):
+            content = move(tensor.detach(), initial)
+            if name in self.left_over:
+                at, entries = self.left_over[name]
+                content[torch.isin(new, at)] = entries[torch.isin(at, new)].to(content)
+            resize(tensor, content)
+        if gradient is not None:
+            self.values.grad = move(gradient)
+        self.positions = Positions.of(new, self.shape)
+        self.version += 1
+        self.left_over = {}
+
+    def load(self, name: str, dense: Tensor) -> Tensor:
+        """The entries of a dense tensor that is being loaded; what is not 0 in dead places waits for the next mask."""
+        flat, indices = dense.detach().reshape(-1).cpu(), self.indices
+        outside = flat != 0
+        outside[indices.long()] = False
+        if bool(outside.any()):
+            at = indices_of(outside)
+            self.left_over[name] = (at, flat[at])
+        else:
+            self.left_over.pop(name, None)
+        return flat.index_select(0, indices)
+
+    def collect(self, gradient: Tensor) -> None:
+        """Adds the dense gradient of one backward pass; the first since gradients were last zeroed starts afresh."""
+        this_pass = torch._C._current_graph_task_id()
+        own = self.values.grad
+        first = own is None or not bool(own.any())
+        if self.dense_gradient is None or (first and this_pass != self._backward_pass):
+            self.dense_gradient = gradient.detach().view(self.shape).clone()
+        else:
+            self.dense_gradient += gradient.detach().view(self.shape)
+        self._backward_pass = this_pass
+
+
+class _Scatter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, values: Tensor, weight: CompactWeight) -> Tensor:
+        ctx.weight = weight  # type: ignore[attr-defined]
+        ctx.indices = weight.indices  # type: ignore[attr-defined]
+        return scatter(values.detach(), ctx.indices, weight.shape)  # type: ignore[attr-defined]
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None]:
+        weight: CompactWeight = ctx.weight  # type: ignore[attr-defined]
+        if weight.collects:
+            weight.collect(gradients[0])
+        return gather(gradients[0], ctx.indices), None  # type: ignore[attr-defined]
+
+
+def dense_weight(weight: CompactWeight) -> Tensor:
+    """The dense weight for torch's own operations; of its gradient only that of the alive entries is kept."""
+    dense: Tensor = _Scatter.apply(weight.values, weight)  # type: ignore[no-untyped-call]
+    return dense

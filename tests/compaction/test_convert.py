@@ -1,0 +1,192 @@
+"""Trained sparse nets made compact, back, as sparse tensors, and on disk; damaged files are refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nets import convnet, mlp
+from torch import Tensor, nn
+
+import regrow
+from regrow.compaction.layers import CompactLayer
+
+safetensors = pytest.importorskip("safetensors.torch")
+
+
+def sparse(model: nn.Module, sparsity: float = 0.8) -> tuple[nn.Module, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    masks = {}
+    for name, layer in regrow.find_layers(model).items():
+        scores = torch.rand(layer.shape)
+        masks[name] = scores > torch.quantile(scores, sparsity)
+        masks[name].flatten()[-1] = True
+        model.get_parameter(name).data.mul_(masks[name])
+    return model, masks
+
+
+def test_compact_and_back() -> None:
+    model, masks = sparse(convnet())
+    model.eval()
+    x, state = torch.randn(4, 3, 8, 8), {k: v.clone() for k, v in model.state_dict().items()}
+    expected = model(x)
+    assert regrow.compact(model, masks) is model
+    assert [name for name, layer in model.named_modules() if isinstance(layer, CompactLayer)] == ["0", "3", "7"]
+    assert model.get_parameter("3.weight").shape == (int(masks["3.weight"].sum()),)
+    torch.testing.assert_close(model(x), expected)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert regrow.to_dense(model) is model
+    assert "forward" not in vars(model)
+    assert [type(module) for module in model.modules()] == [type(module) for module in convnet().modules()]
+    assert torch.equal(model(x), expected)
+
+
+def test_without_masks_it_takes_what_is_not_zero() -> None:
+    model, _ = sparse(mlp())
+    with torch.no_grad():
+        model.get_parameter("4.weight").fill_(1.0)
+    regrow.compact(model)
+    assert [isinstance(model.get_submodule(name), CompactLayer) for name in "024"] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("masks", "words"),
+    [
+        ({"1.weight": torch.ones(8, dtype=torch.bool)}, "BatchNorm2d has no compact form"),
+        ({"0.bias": torch.ones(8, dtype=torch.bool)}, "names no weight"),
+        ({"9.weight": torch.ones(8, dtype=torch.bool)}, "names no weight"),
+        ({"0.weight": torch.ones(8, dtype=torch.bool)}, r"expected shape \(8, 3, 3, 3\)"),
+        ({"0.weight": torch.zeros(8, 3, 3, 3, dtype=torch.bool)}, "0 alive weights"),
+    ],
+)
+def test_masks_that_do_not_fit_are_refused(masks: dict[str, Tensor], words: str) -> None:
+    model = convnet()
+    good = {"3.weight": torch.ones(12, 8, 3, 3, dtype=torch.bool)}
+    with pytest.raises(ValueError, match=words):
+        regrow.compact(model, good | masks)
+    assert not any(isinstance(module, CompactLayer) for module in model.modules())
+
+
+def test_sparse_tensors() -> None:
+    model, masks = sparse(nn.Sequential(nn.Conv2d(4, 8, 3), nn.Linear(6, 4)))
+    dense = {name: model.get_parameter(name).detach().clone().flatten(1) for name in masks}
+    with pytest.raises(ValueError, match="no layer"):
+        regrow.sparse_tensors(model)
+    regrow.compact(model, masks)
+    for name, matrix in regrow.sparse_tensors(model).items():
+        assert matrix.layout == torch.sparse_csr
+        assert matrix.values().numel() == int(masks[name].sum())
+        assert torch.equal(matrix.to_dense(), dense[name])
+    for name, matrix in regrow.sparse_tensors(model, "bsr", (4, 2)).items():
+        assert matrix.layout == torch.sparse_bsr
+        assert torch.equal(matrix.to_dense(), dense[name])
+    with pytest.raises(ValueError, match="do not divide '0\\.weight'"):
+        regrow.sparse_tensors(model, "bsr", (4, 5))
+    with pytest.raises(ValueError, match="expected 'csr' or 'bsr'"):
+        regrow.sparse_tensors(model, "coo")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sparsity", [0.8, 0.99])
+def test_a_file_holds_everything_and_states_its_size(tmp_path: Path, sparsity: float) -> None:
+    model, masks = sparse(nn.Sequential(nn.Linear(64, 128), nn.BatchNorm1d(128), nn.Linear(128, 10)), sparsity)
+    with torch.no_grad():
+        first = int(masks["0.weight"].flatten().nonzero()[0])
+        model.get_parameter("0.weight").flatten()[first] = 0.0  # alive, and 0
+    x = torch.randn(4, 64)
+    model(x)
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    regrow.compact(model, masks)
+    size = regrow.save_compact(model, tmp_path / "net.safetensors")
+    assert size.file == (tmp_path / "net.safetensors").stat().st_size < 0.4 * size.dense
+    assert "bytes" in str(size)
+    names = set(safetensors.load_file(tmp_path / "net.safetensors"))
+    assert ("0.weight.mask" in names) == (sparsity == 0.8) == ("0.weight.indices" not in names)
+    other = nn.Sequential(nn.Linear(64, 128), nn.BatchNorm1d(128), nn.Linear(128, 10))
+    regrow.load_compact(other, tmp_path / "net.safetensors")
+    assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())
+    assert torch.equal(other[0].compact.indices, model[0].compact.indices)
+    assert torch.equal(other(x), model(x))
+    with pytest.raises(ValueError, match="already"):
+        regrow.load_compact(other, tmp_path / "net.safetensors")
+
+
+def change(name: str, tensor: Tensor | None) -> Any:
+    def damage(tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        tensors.pop(name, None)
+        if tensor is not None:
+            tensors[name] = tensor
+
+    return damage
+
+
+def shapes(found: Any) -> Any:
+    return lambda tensors, metadata: metadata.update(shapes=found if isinstance(found, str) else json.dumps(found))
+
+
+INT = torch.int32
+DAMAGES = {
+    "out of bounds": (change("2.weight.indices", torch.tensor([0, 1, 999_999], dtype=INT)), "not ascending positions"),
+    "negative": (change("2.weight.indices", torch.tensor([-5, 1, 2], dtype=INT)), "not ascending positions"),
+    "unsorted": (change("2.weight.indices", torch.tensor([3, 1, 7], dtype=INT)), "not ascending positions"),
+    "twice": (change("2.weight.indices", torch.tensor([3, 3, 7], dtype=INT)), "not ascending positions"),
+    "too few": (change("2.weight.indices", torch.tensor([3], dtype=INT)), "3 values for 1 alive"),
+    "none": (change("2.weight.indices", torch.tensor([], dtype=INT)), "not ascending positions"),
+    "fractions": (change("2.weight.indices", torch.tensor([1.0, 2.0, 3.0])), "odd"),
+    "no positions": (change("2.weight.indices", None), "parts"),
+    "both": (change("2.weight.mask", torch.zeros(8, dtype=torch.uint8)), "parts"),
+    "short mask": (change("0.weight.mask", torch.zeros(2, dtype=torch.uint8)), "is not 1024 bytes"),
+    "empty mask": (change("0.weight.mask", torch.zeros(1024, dtype=torch.uint8)), "values for 0 alive"),
+    "square values": (change("2.weight.values", torch.ones(3, 1)), "no list of numbers"),
+    "whole values": (change("2.weight.values", torch.ones(3, dtype=INT)), "no list of numbers"),
+    "long values": (change("2.weight.values", torch.ones(3, dtype=torch.float64)), "float64"),
+    "no bias": (change("0.bias", None), "lacks 0.bias"),
+    "other bias": (change("0.bias", torch.zeros(3)), "'0.bias' has shape"),
+    "extra": (change("5.bias", torch.zeros(3)), "it has 5.bias besides"),
+    "no shapes": (lambda tensors, metadata: metadata.pop("shapes"), "not lists of positive numbers"),
+    "broken shapes": (shapes("{"), "no sound safetensors"),
+    "huge shapes": (shapes({"0.weight": [128, 64], "2.weight": [2**40, 2**40]}), "not lists of positive"),
+    "negative shapes": (shapes({"0.weight": [128, 64], "2.weight": [-10, -128]}), "not lists of positive"),
+    "other shapes": (shapes({"0.weight": [64, 128], "2.weight": [10, 128]}), "the model has"),
+    "other names": (shapes({"0.weight": [128, 64], "7.weight": [10, 128]}), "no such weight"),
+    "other format": (lambda tensors, metadata: metadata.update(format="x"), "format"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_and_hostile_files_are_refused(tmp_path: Path, damage: str) -> None:
+    def build() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+
+    model, masks = sparse(build())
+    masks["2.weight"] = torch.zeros(10, 128, dtype=torch.bool)
+    masks["2.weight"].flatten()[:3] = True
+    regrow.compact(model, masks)
+    path = tmp_path / "net.safetensors"
+    regrow.save_compact(model, path)
+    with safetensors.safe_open(path, "pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    spoil, words = DAMAGES[damage]
+    spoil(tensors, metadata)
+    safetensors.save_file(tensors, path, metadata)
+    victim = build()
+    with pytest.raises(ValueError, match=words):
+        regrow.load_compact(victim, path)
+    assert all(torch.equal(value, build().state_dict()[name]) for name, value in victim.state_dict().items())
+
+
+def test_cut_off_files_are_refused(tmp_path: Path) -> None:
+    model, masks = sparse(mlp())
+    regrow.compact(model, masks)
+    path = tmp_path / "net.safetensors"
+    regrow.save_compact(model, path)
+    content = path.read_bytes()
+    for length in (0, 4, 40, len(content) - 7):
+        path.write_bytes(content[:length])
+        with pytest.raises(ValueError, match="no sound safetensors file"):
+            regrow.load_compact(mlp(), path)
+    with pytest.raises(FileNotFoundError):
+        regrow.load_compact(mlp(), tmp_path / "nothing")
+    with pytest.raises(ValueError, match="no layer"):
+        regrow.save_compact(mlp(), path)

@@ -1,0 +1,98 @@
+"""The table of what the engine is worth on this machine, and what it decides."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from nets import batch, mlp, sgd, train
+from torch import nn
+
+import regrow
+from regrow.compaction import engine, graph, measured
+from regrow.compaction.layers import CompactLayer
+from regrow.compaction.region import SWITCH
+
+pytestmark = pytest.mark.usefixtures("runs_engine")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv(measured.CACHE, str(tmp_path / "cache"))
+    monkeypatch.setenv(SWITCH, "auto")
+    monkeypatch.setattr(measured, "_measure", lambda probe, density: 0.1 / density if probe.kind == "linear" else 2.0)
+    measured.table.cache_clear()
+    yield tmp_path / "cache"
+    measured.table.cache_clear()
+
+
+def test_it_is_measured_once_and_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = measured.table()
+    (file,) = cache.iterdir()
+    assert json.loads(file.read_text()) == first
+    monkeypatch.setattr(measured, "_measure", lambda probe, density: 7.0)
+    measured.table.cache_clear()
+    assert measured.table() == first
+    for damage in ("{", "[]", json.dumps({**first, "linear 128": {}}), json.dumps({**first, "linear 128": None})):
+        file.write_text(damage)
+        measured.table.cache_clear()
+        assert measured.table()["linear 128"]["0.1"] == 7.0, "a damaged file is measured again"
+
+
+def test_a_folder_that_cannot_be_written_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(measured.CACHE, str(tmp_path / "file"))
+    assert measured.table()["kxk 32"]["0.1"] == 2.0
+
+
+def test_it_is_read_between_its_densities() -> None:
+    layer = nn.Linear(100, 100)
+    for density in (0.02, 0.03, 0.1, 0.17, 0.5):
+        assert measured.speedup(measured.table(), layer, 10_000, density) == pytest.approx(0.1 / density)
+    assert measured.speedup(measured.table(), layer, 10_000, 0.001) == pytest.approx(5.0)
+    assert [measured.speedup(measured.table(), nn.Conv2d(4, 4, k), 144, 0.3) for k in (1, 3)] == [2.0, 2.0]
+
+
+def test_a_layer_stays_with_torch_where_that_is_faster() -> None:
+    shares = {"0": 0.95, "2": 0.8, "4": 0.92}
+    states, recipe = [], regrow.rigl(sparsity=0.867, total_steps=40, every=5, distribution=shares)
+    for storage in ("dense", "compact"):
+        model = mlp(width=48)
+        optimizer = sgd(model)
+        sparsifier = regrow.attach(model, optimizer, recipe, storage=storage, strict=True)  # type: ignore[arg-type]
+        train(model, optimizer, range(12))
+        states.append((model.state_dict(), sparsifier.masks))
+    for name, density in sparsifier.densities.items():
+        assert isinstance(model.get_submodule(name.rpartition(".")[0]), CompactLayer) == (density <= 0.1), name
+    table = str(sparsifier)
+    assert "dense: torch is faster here" in table
+    assert "compact: engine" in table
+    regions = graph.regions(model)
+    compact = sum(isinstance(module, CompactLayer) for module in model.modules())
+    assert sum(len(region.members[0]) for region in regions) == compact
+    for name, mask in states[0][1].items():
+        assert torch.equal(mask, states[1][1][name])
+
+
+def test_the_environment_overrules_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for word, compact in (("engine", True), ("torch", True), ("auto", False)):
+        monkeypatch.setenv(SWITCH, word)
+        model = mlp()
+        recipe = regrow.static(sparsity=0.7, distribution=regrow.uniform)
+        sparsifier = regrow.attach(model, sgd(model), recipe, storage="compact")
+        model(batch(0)[0])
+        assert ("compact" in str(sparsifier)) == compact
+        assert ("torch, weights scattered" in str(sparsifier)) == (word == "torch")
+    monkeypatch.setenv(SWITCH, "gpu")
+    model = mlp()
+    with pytest.raises(ValueError, match="expected 'auto', 'engine' or 'torch'"):
+        regrow.attach(model, sgd(model), recipe, storage="compact")
+
+
+@pytest.mark.slow
+def test_the_real_measurement_is_sane(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    for probe in measured.PROBES:
+        assert 0 < measured._measure(probe, 0.1) < 1000
+    assert engine.available()

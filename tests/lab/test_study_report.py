@@ -1,0 +1,321 @@
+"""Studies' own tables, figures and the page of claims, from made-up runs; and `regrow study all` on tiny real ones."""
+
+import csv
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stored import store_run
+
+from regrow_lab import paper, study_command, study_figures
+from regrow_lab.claims import QUESTIONS, claims_page, judge
+from regrow_lab.cli import main
+from regrow_lab.comparison import comparisons
+from regrow_lab.config import RunConfig, imp_sparsity
+from regrow_lab.grids import Grid, to_csv, to_markdown, to_text
+from regrow_lab.launch import Outcome
+from regrow_lab.pairs import Pair, quantile
+from regrow_lab.report import write_report
+from regrow_lab.store import open_study, read_runs
+from regrow_lab.studies import STUDIES
+from regrow_lab.study_report import cells_of
+from regrow_lab.summary import Summary
+
+WRN = {"model": "wrn-22-2", "data": "cifar10"}
+TABLE_2 = {"study": "table2", "scale": "paper"}
+
+
+def cells(directory: Path) -> tuple[Summary, ...]:
+    return cells_of(read_runs(directory))
+
+
+def by_label(grid: Grid) -> dict[tuple[str, str], dict[str, str]]:
+    names = [f"paper {grid.head[i - 1]}" if name == "paper" else name for i, name in enumerate(grid.head)]
+    rows = (dict(zip(names, row, strict=True)) for row in grid.rows)
+    return {(row["Method"], row["S"]): row for row in rows}
+
+
+def seeds(directory: Path, *arguments: Any, mean: float, spread: float = 0.1, number: int = 3, **settings: Any) -> None:
+    for seed in range(number):
+        store_run(directory, *arguments, accuracy=mean + spread * (seed - 1), seed=seed, **settings)
+
+
+def test_ours_stands_beside_the_papers_with_the_difference(tmp_path: Path) -> None:
+    seeds(tmp_path, "rigl", 0.9, mean=92.0, **WRN, result={"seconds": 7200, "peak_memory_mib": 1600.4})
+    seeds(tmp_path, "snip", 0.9, mean=91.0, **WRN)
+    seeds(tmp_path, "dense", 0.0, mean=93.0, **WRN)
+    (grid,) = comparisons(TABLE_2, cells(tmp_path))
+    rows = by_label(grid)
+    assert rows["RigL (ERK)", "0.9"] == {
+        "Method": "RigL (ERK)",
+        "S": "0.9",
+        "n": "3",
+        "accuracy": "92.0 ± 0.10",
+        "paper accuracy": "92.4 ± 0.06",
+        "difference": "-0.4",
+        "FLOPs train, test": "0.100x, 0.100x",
+        "paper FLOPs train, test": "0.17x, 0.17x",
+        "peak MiB": "1600",
+        "hours": "2",
+    }
+    assert (rows["SNIP", "0.9"]["paper accuracy"], rows["SNIP", "0.9"]["difference"]) == ("–", "–")
+    assert rows["Dense", "0"]["paper FLOPs train, test"] == "9.45e+08, 3.15e+08"
+    assert rows["RigL_2x", "0.8"]["accuracy"] == "–"  # the paper's rows that we lack are shown
+    assert {label for label, _ in rows} == {"SNIP"} | set(paper.TABLE_2.rows)
+    assert rows["SNFS_2x", "0.8"]["paper accuracy"] == "93.2 ± 0.14‡"
+    assert any(note.startswith("‡ SNFS_2x, S = 0.8: test FLOPs are printed as 0.98x") for note in grid.notes)
+
+
+@pytest.mark.parametrize(
+    ("scale", "settings", "said"),
+    [
+        ("paper", WRN, "The same net and schedule."),
+        ("paper", WRN | {"data": "cifar10-jpeg"}, "its images as cifar10-jpeg: not the paper's bytes"),
+        ("small", WRN, "another schedule"),
+        ("small", {}, "Another net or other data"),
+    ],
+)
+def test_a_table_says_at_which_scale_ours_was_made(
+    scale: str, settings: dict[str, str], said: str, tmp_path: Path
+) -> None:
+    store_run(tmp_path, **settings)
+    (grid,) = comparisons({"study": "table2", "scale": scale}, cells(tmp_path))
+    assert grid.notes[0].startswith(f"Ours: scale {scale}, ")
+    assert said in " ".join(grid.notes)
+
+
+def test_each_printed_table_is_beside_the_net_that_it_is_about(tmp_path: Path) -> None:
+    store_run(tmp_path, "rigl-sm", **WRN)
+    store_run(tmp_path, "rigl-sm", model="resnet50-cifar", data="cifar100")
+    titles = [grid.title for grid in comparisons({"study": "table5", "scale": "paper"}, cells(tmp_path))]
+    assert titles == [
+        "resnet50-cifar on cifar100, beside Table 5, CIFAR-100 of the report",
+        "wrn-22-2 on cifar10, beside Table 5, CIFAR-10 of the report",
+    ]
+    both = comparisons({"study": "table1", "scale": "paper"}, cells(tmp_path)[-1:])
+    assert [grid.title.split("beside ")[1] for grid in both] == [
+        "Table 1 of the report",
+        "Table 1, original of the report",
+    ]
+
+
+def test_bits_and_measured_times_have_columns_where_there_are_any(tmp_path: Path) -> None:
+    for seed, bits in enumerate((2.0, 2.2)):
+        store_run(tmp_path / "text", "rigl", seed=seed, result={"test_bits": bits})
+    (grid,) = comparisons({"study": "charlm"}, cells(tmp_path / "text"))
+    assert by_label(grid)["RigL (ERK)", "0.9"]["bits/char."] == "2.100 ± 0.141"
+    assert "paper" not in grid.head
+    store_run(tmp_path / "struct", "rigl-struct", **WRN, result={"wall": {"train_ratio": 0.5, "test_ratio": 0.4}})
+    (grid,) = comparisons({"study": "struct", "scale": "paper"}, cells(tmp_path / "struct"))
+    row = by_label(grid)["RigL-struct (ERK)", "0.9"]
+    assert (row["time train, test"], row["paper time train, test"]) == ("0.50x, 0.40x", "0.17x")
+
+
+def test_a_grid_lines_up_in_every_form() -> None:
+    grid = Grid("A title", ("Method", "S", "empty"), (("RigL | x", "0.9", "–"), ("SET", "0.95", "–")), ("A note.",))
+    small = grid.without_empty_columns()
+    assert small.head == ("Method", "S")
+    assert to_text(small).splitlines()[2:6] == ["Method       S", "--------------", "RigL | x   0.9", "SET       0.95"]
+    assert to_markdown(small).splitlines()[2] == "| RigL / x |  0.9 |"
+    assert list(csv.reader(io.StringIO(to_csv(small)))) == [["Method", "S"], ["RigL | x", "0.9"], ["SET", "0.95"]]
+
+
+def verdicts(*studies: Path) -> dict[str, tuple[str, int]]:
+    judged = judge([cells(study) for study in studies])
+    return {verdict.claim.text: (verdict.word, len(verdict.pairs)) for each in judged.values() for verdict in each}
+
+
+def test_claims_hold_or_not_by_the_stored_runs_alone(tmp_path: Path) -> None:
+    seeds(tmp_path, "dense", 0.0, mean=98.0)
+    for sparsity in (0.9, 0.95):
+        seeds(tmp_path, "rigl", sparsity, mean=97.0)
+        seeds(tmp_path, "set", sparsity, mean=95.0)
+        seeds(tmp_path, "pruning", sparsity, mean=97.05)
+        seeds(tmp_path, "snfs", sparsity, mean=97.9)
+        seeds(tmp_path, "small-dense", sparsity, mean=97.6)
+    found = verdicts(tmp_path)
+    assert found["RigL is above SET"] == ("holds", 2)
+    assert found["RigL (ERK) is no worse than iterative pruning"] == ("holds", 2)  # within the noise
+    assert found["RigL is no worse than SNFS at a fraction of its training FLOPs"] == ("does not hold", 2)
+    assert found["RigL is above a small dense net of as many weights"] == ("does not hold", 2)
+    assert found["RigL_2x (ERK) is no worse than iterative pruning"] == ("not tested", 0)
+    assert found["RigL-struct is below RigL"] == ("not tested", 0)
+
+
+def test_what_is_noise_or_a_single_seed_or_a_collapse_is_no_support(tmp_path: Path) -> None:
+    seeds(tmp_path / "noise", "rigl", 0.9, mean=97.0, spread=2.0)
+    seeds(tmp_path / "noise", "set", 0.9, mean=96.0, spread=2.0)
+    assert verdicts(tmp_path / "noise")["RigL is above SET"] == ("does not hold", 1)
+    for method, mean in (("rigl", 97.0), ("set", 90.0)):
+        seeds(tmp_path / "single", method, 0.9, mean=mean, number=1)
+        seeds(tmp_path / "flat", method, 0.9, mean=mean, spread=0.0)
+    assert verdicts(tmp_path / "single")["RigL is above SET"] == ("not tested", 0)
+    assert verdicts(tmp_path / "flat")["RigL is above SET"] == ("does not hold", 1)  # no spread, nothing to judge by
+    seeds(tmp_path / "collapse", "dense", 0.0, mean=98.0)
+    seeds(tmp_path / "collapse", "rigl", 0.99, mean=40.0)
+    seeds(tmp_path / "collapse", "set", 0.99, mean=20.0)
+    assert verdicts(tmp_path / "collapse")["RigL is above SET"] == ("not tested", 0)
+
+
+def test_a_pair_is_judged_by_welchs_test(tmp_path: Path) -> None:
+    seeds(tmp_path, "rigl", 0.9, mean=97.0, spread=0.3)
+    seeds(tmp_path, "set", 0.9, mean=96.5, spread=0.1)
+    one, other = sorted(cells(tmp_path), key=lambda cell: cell.method)
+    pair = Pair("", one, other)
+    assert pair.error == pytest.approx((0.09 / 3 + 0.01 / 3) ** 0.5)
+    assert pair.freedom == pytest.approx((0.1 / 3) ** 2 / ((0.03**2 + (0.01 / 3) ** 2) / 2))
+    assert pair.difference / pair.error == pytest.approx(2.74, abs=0.01)
+    assert pair.sign == 0  # two standard errors are not enough with 2.4 degrees of freedom
+    assert [quantile(freedom) for freedom in (0.5, 1, 2.9, 10)] == [12.71, 12.71, 4.30, 2.23]
+    assert quantile(30) == pytest.approx(2.042, abs=0.02)
+
+
+def test_equal_flops_redistribution_and_tuning_find_their_pairs(tmp_path: Path) -> None:
+    for name, sparsity, mean in (("uniform", 0.9, 96.0), ("erk", 0.94, 94.0), ("flop-aware", 0.89, 97.0)):
+        seeds(tmp_path / "figure4", "rigl", sparsity, mean=mean, distribution=name, result={"test_ratio": 0.1})
+    found = verdicts(tmp_path / "figure4")
+    assert found["at fixed FLOPs uniform is above ERK"] == ("holds", 1)
+    assert found["at fixed FLOPs the FLOP-aware distribution is above uniform (ours)"] == ("holds", 1)
+    for start, mean in ((None, 97.0), ("rigl-sm", 95.0)):
+        seeds(tmp_path / "table5", "rigl", 0.9, mean=mean, distribution="uniform", start=start)
+    assert verdicts(tmp_path / "table5")["RigL started from RigL-SM's final masks is worse than RigL"] == ("holds", 1)
+    for rate, mean in ((0.1, 97.0), (0.05, 97.1), (0.01, 93.0)):
+        for alpha in (0.3, 0.5):
+            seeds(tmp_path / "figure3", "rigl", 0.9, mean=mean, learning_rate=rate, drop_fraction=alpha)
+    found = verdicts(tmp_path / "figure3", tmp_path / "figure4")
+    assert found["learning rates .1 and .05 are no worse than the best of those tried"] == ("holds", 1)
+    assert found["alpha = .3 with the reference dT is no worse than the best of those tried"] == ("holds", 1)
+
+
+def test_the_page_has_every_claim_and_says_what_the_runs_are(tmp_path: Path) -> None:
+    seeds(tmp_path, "rigl", 0.9, mean=97.0)
+    seeds(tmp_path, "set", 0.9, mean=95.0)
+    page = claims_page({"digits": cells(tmp_path)}, {"digits": "scale small, lenet-300-100 on digits"})
+    for question, claims in QUESTIONS.items():
+        assert f"## {question}" in page
+        assert all(claim.text in page for claim in claims)
+    assert "| RigL is above SET | **holds** | 1 of 1 cells above beyond noise, 0 below, 0 within" in page
+    assert "- digits: scale small, lenet-300-100 on digits, 6 finished runs" in page
+
+
+def test_runs_of_an_older_version_and_a_newer_one_are_one_row(tmp_path: Path) -> None:
+    store_run(tmp_path, "rigl", seed=0)
+    old = store_run(tmp_path, "rigl", seed=1) / "config.json"
+    fields = json.loads(old.read_text())
+    for name in ("start", "rewind", "data_order", "timed", "dropout"):
+        del fields[name]
+    old.write_text(json.dumps(fields))
+    (cell,) = cells(tmp_path)
+    assert (cell.n, cell.label) == (2, "RigL (ERK)")
+
+
+def test_figures_of_the_studies(tmp_path: Path) -> None:
+    seeds(tmp_path, "dense", 0.0, mean=98.0)
+    for level in (1, 5):
+        for fields in ({}, {"rewind": 0.05}, {"start": "shuffled"}):
+            seeds(tmp_path, "imp", imp_sparsity(level), mean=97.0 - level, **fields)
+    for rewind in (0.0, 0.1):
+        line = {"line": {"above_mean": 3.0 - 20 * rewind}}
+        seeds(tmp_path, "dense", 0.0, mean=98.0, data_order=1, rewind=rewind, result=line)
+    figure = study_figures.tickets(cells(tmp_path))
+    assert figure is not None
+    labels = {text.get_text() for legend in figure.legends for text in legend.get_texts()}
+    assert labels == {"rewound to step 0", "rewound to 5 %", "masks shuffled"}
+    assert "Dense" in {cell.label for cell in cells(tmp_path)}  # not told apart by the runs of the instability
+    figure = study_figures.instability(read_runs(tmp_path))
+    assert figure is not None
+    (container,) = figure.axes[0].containers
+    assert container[0].get_ydata().tolist() == [3.0, 1.0]
+    assert study_figures.instability([]) is study_figures.tickets([]) is study_figures.flops_over_steps([]) is None
+    assert study_figures.learning_rates(cells(tmp_path)) is study_figures.equal_flops(cells(tmp_path)) is None
+
+
+def test_a_studys_report_has_its_comparison_and_its_figures(tmp_path: Path) -> None:
+    open_study(tmp_path, "table2", 3, scale="small", data="")
+    seeds(tmp_path, "rigl", 0.9, mean=97.0)
+    text = write_report(tmp_path)
+    assert "lenet-300-100 on digits, beside Table 2 of the report" in text
+    assert "of the 183 runs of this study are not finished: `regrow study table2 --seeds 3 --out" in text
+    assert (tmp_path / "report" / "comparison.csv").read_text().startswith("Method,S,n,accuracy,paper,difference")
+    assert "Slips in the report's text" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_a_study_folder_is_of_one_scale_and_one_data_set(tmp_path: Path) -> None:
+    open_study(tmp_path, "table2", 3, scale="small", data="")
+    with pytest.raises(ValueError, match="holds this study with scale 'small', not 'paper'"):
+        open_study(tmp_path, "table2", 3, scale="paper", data="")
+    with pytest.raises(ValueError, match="holds this study with data '', not 'cifar10-jpeg'"):
+        open_study(tmp_path, "table2", 3, scale="small", data="cifar10-jpeg")
+
+
+@pytest.fixture
+def two_studies(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = [
+        RunConfig(method=method, sparsity=0.8, epochs=1, seed=seed, every=5)
+        for seed in range(2)
+        for method in ("pruning", "lottery")
+    ]
+
+    def of_files(seeds: int, scale: str = "small", data: str | None = None) -> list[RunConfig]:
+        raise ValueError("there is no such data")
+
+    for name in list(STUDIES):
+        monkeypatch.delitem(STUDIES, name)
+    monkeypatch.setitem(STUDIES, "table2", lambda seeds, scale="small", data=None: tiny)
+    monkeypatch.setitem(STUDIES, "charlm", of_files)
+
+
+@pytest.mark.usefixtures("two_studies")
+def test_study_all_does_what_it_can_and_says_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "all"
+    assert main(["study", "all", "--out", str(out), "--workers", "1"]) == 1
+    said = capsys.readouterr()
+    assert "4 runs: 0 finished before, 4 now" in said.out
+    assert said.err == "regrow: charlm is left out: there is no such data\n"
+    page = (out / "claims.md").read_text()
+    assert "- table2: scale small, lenet-300-100 on digits, 4 finished runs" in page
+    (out / "claims.md").unlink()
+    assert main(["report", str(out)]) == 0
+    assert (out / "claims.md").read_text() == page
+    assert "Lottery" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("two_studies")
+def test_slips_of_the_new_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--out", str(tmp_path / "out")]
+    assert main(["study", "table2", "--data-dir", str(tmp_path / "nowhere"), *out]) == 2
+    assert "nowhere is no folder: give the folder of all data with --data-dir" in capsys.readouterr().err
+    assert main(["study", "table9", *out]) == 2
+    assert "unknown study 'table9': choose one of table2, charlm, all" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], None),
+        (["--data", "digits-images"], "digits-images"),
+        (["--data-dir", "."], "cifar10-jpeg"),
+        (["--data-dir", ".", "--data", "cifar10"], "cifar10"),
+        (["--data-dir", ".", "--scale", "paper"], None),
+    ],
+)
+def test_the_data_of_a_study(
+    arguments: list[str], expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def fake(seeds: int, scale: str = "small", data: str | None = None) -> list[RunConfig]:
+        asked.append((scale, data))
+        return [RunConfig(epochs=1)]
+
+    monkeypatch.setenv("REGROW_DATA", "elsewhere")
+    monkeypatch.setitem(STUDIES, "table2", fake)
+    monkeypatch.setattr(study_command, "launch", lambda *_, **__: Outcome())
+    monkeypatch.setattr(study_command, "print_report", lambda _: None)
+    assert main(["study", "table2", "--out", str(tmp_path / "out"), *arguments]) == 0
+    assert asked == [("paper" if "paper" in arguments else "small", expected)]
+    assert os.environ["REGROW_DATA"] == (str(Path.cwd()) if "--data-dir" in arguments else "elsewhere")
