@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -80,7 +80,7 @@ class Study:
     """Do a study on all cores, print its table and write its report; one that was stopped goes on."""
 
     name: tyro.conf.Positional[str]
-    """The study: digits, table1, table2, table3, table5, figure3, figure4, struct, tickets or charlm; or all."""
+    """The study: digits, cifar10, table1, table2, table3, table5, figure3, figure4, struct, tickets, charlm; or all."""
     seeds: int = 3
     """Seeds of every setting, from 0."""
     workers: int = field(default_factory=default_workers)
@@ -93,6 +93,8 @@ class Study:
     """Another data set than the study's own: cifar10-jpeg with a small net at the small scale, for instance."""
     data_dir: Path | None = None
     """Folder of all data, in place of $REGROW_DATA. At the small scale the data are then cifar10-jpeg."""
+    storage: Literal["dense", "compact"] | None = None
+    """dense, or compact: only alive weights exist, for the methods that can. By default compact for CIFAR on a CPU."""
     device: str = "cpu"
     """Where the nets and the data live, in torch's words: cpu, cuda, cuda:1."""
     checkpoint_seconds: float = 30.0

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 DISTRIBUTIONS = ("uniform", "er", "erk", "flop-aware")
 SCHEDULES = ("cosine", "constant", "step", "one-cycle")
@@ -20,6 +20,9 @@ PRECISIONS = ("float32", "bf16")
 WITHOUT_DISTRIBUTION = ("dense", "small-dense", "snip", "grasp", "pruning", "lottery", "imp")
 WITH_DISTRIBUTION = ("static", "set", "rigl", "snfs", "rigl-sg", "rigl-sm", "rigl-struct")
 METHODS = WITHOUT_DISTRIBUTION + WITH_DISTRIBUTION
+STORAGES = ("dense", "compact")
+DENSE_ONLY = ("dense", "small-dense", "snfs", "rigl-struct")
+"""Methods that compact storage is not for: nothing is masked, dense gradients at every step, whole channels."""
 STARTS = {"rigl": ("rigl-sm", "rigl-sm-densities"), "imp": ("trained", "reinitialized", "shuffled")}
 """Method -> what else than its own beginning it can start from."""
 IMP_FRACTION = 0.2
@@ -100,6 +103,8 @@ class RunConfig:
     """float32, or bf16: autocast of the forward pass."""
     dropout: float = 0.3
     """Probability of dropout in a wide residual net; other nets have none. On a CPU it costs a third of the time."""
+    storage: Literal["dense", "compact"] = "dense"
+    """dense: weights with zeros and masks. compact: only alive weights exist, and the sparse engine runs them (CPU)."""
     compiled: bool = False
     """Have torch.compile compile the forward and backward pass."""
     start: str | None = None
@@ -154,6 +159,14 @@ class RunConfig:
         if self.nesterov and self.optimizer != "sgd":
             raise ValueError(f"nesterov is of sgd alone, the optimizer is {self.optimizer}: leave it out")
         self._check_start()
+        self._check_storage()
+
+    def _check_storage(self) -> None:
+        _one_of("storage", self.storage, STORAGES)
+        if self.storage == "compact" and self.method in DENSE_ONLY:
+            raise ValueError(f"method {self.method} cannot run in compact storage: choose storage dense")
+        if self.storage == "compact" and self.compiled:
+            raise ValueError("compact storage is not for compiled nets, it has an engine of its own: leave one out")
 
     def _check_start(self) -> None:
         if self.start is not None:
@@ -195,7 +208,9 @@ class RunConfig:
         if self.start in ("reinitialized", "shuffled"):
             return dataclasses.replace(self, start=None)
         if self.imp_level == 1:
-            return dataclasses.replace(self, method="dense", sparsity=0.0, start=None, rewind=0.0, timed=False)
+            return dataclasses.replace(
+                self, method="dense", sparsity=0.0, start=None, rewind=0.0, storage="dense", timed=False
+            )
         return dataclasses.replace(self, sparsity=imp_sparsity(self.imp_level - 1), timed=False)
 
     @property

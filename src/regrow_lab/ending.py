@@ -109,8 +109,9 @@ def line(training: Training) -> dict[str, Any]:
         measured = evaluate(model, data.test, batch_size_for(numbers), training.precision())
         return 100 - measured.accuracy if measured else 100.0
 
-    own = copy.deepcopy(training.model.state_dict())  # the line is walked in the model itself
-    found = regrow.error_along_line(training.model, training.origin.model, own, error, batches=batches)
+    walked = regrow.to_dense(copy.deepcopy(training.model))  # between two masks more is alive than in either
+    own = copy.deepcopy(walked.state_dict())
+    found = regrow.error_along_line(walked, training.origin.model, own, error, batches=batches)
     return {
         "positions": list(found.positions),
         "errors": list(found.errors),

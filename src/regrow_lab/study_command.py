@@ -13,7 +13,7 @@ from rich.console import Console
 from regrow_lab import store
 from regrow_lab.launch import WorkerError, launch
 from regrow_lab.progress import progress_for
-from regrow_lab.studies import ALL, studies_of, study_runs
+from regrow_lab.studies import ALL, studies_of, study_runs, usual_storage
 
 if TYPE_CHECKING:
     from regrow_lab.cli import Study
@@ -48,12 +48,15 @@ def run_study(options: Study, name: str, out: Path | None) -> int:
         os.environ["REGROW_DATA"] = str(options.data_dir.resolve())  # the workers inherit it
     data = _data(options, name)
     runs = study_runs(name, options.seeds, options.scale, data)
+    storage = usual_storage(runs, options.device) if options.storage is None else options.storage
+    if storage != "dense":
+        runs = study_runs(name, options.seeds, options.scale, data, storage)
     if options.device != "cpu":
         from regrow_lab.machine import device_named
 
         device_named(options.device)
     out = Path("runs") / name if out is None else out
-    store.open_study(out, name, options.seeds, scale=options.scale, data=data or "")
+    store.open_study(out, name, options.seeds, scale=options.scale, data=data or "", storage=storage)
     began = time.monotonic()
     try:
         done = launch(

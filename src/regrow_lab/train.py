@@ -166,7 +166,9 @@ class Training:
 
     def _put_masks_on(self) -> None:
         if self.algorithm and self.sparsifier is None and self.step >= self.masks_at:
-            self.sparsifier = regrow.attach(self.model, self.optimizer, self.algorithm, seed=self.config.seed)
+            self.sparsifier = regrow.attach(
+                self.model, self.optimizer, self.algorithm, seed=self.config.seed, storage=self.config.storage
+            )
 
     @property
     def done(self) -> bool:

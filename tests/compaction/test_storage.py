@@ -75,6 +75,16 @@ def test_a_convolutional_net_agrees_too(recipe: str) -> None:
         assert equal(dense, compact)
 
 
+def test_the_weights_of_a_channels_last_model_may_lie_in_another_order(runs_engine: None) -> None:
+    outcomes = []
+    for storage in ("dense", "compact"):
+        model, made, _ = attached(storage, build=lambda: convnet().to(memory_format=torch.channels_last))
+        train(model, made, range(10), shape=(8, 3, 8, 8))
+        outcomes.append(model.state_dict())
+    for name, weight in outcomes[0].items():
+        torch.testing.assert_close(outcomes[1][name], weight, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("recipe", ["static", "rigl-sg", "snip", "pruning"])
 def test_everything_is_of_the_size_of_the_alive_weights(recipe: str) -> None:
     model, optimizer, sparsifier = attached("compact", recipe)

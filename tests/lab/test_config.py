@@ -51,6 +51,7 @@ CHANGES = {
     "image_size": 32,
     "sequence_length": 64,
     "precision": "bf16",
+    "storage": "compact",
     "compiled": True,
     "dropout": 0.0,
     "start": "rigl-sm",
@@ -167,6 +168,9 @@ def test_from_dict_refuses_what_it_does_not_know() -> None:
         ({"warmup_steps": -1}, "warmup_steps must be 0 or more"),
         ({"drop_fraction": 1.5}, r"drop_fraction must lie in \[0, 1\], given 1.5"),
         ({"stop": -0.5}, r"stop must lie in \[0, 1\]"),
+        ({"storage": "sparse"}, "unknown storage 'sparse': choose one of dense, compact"),
+        ({"method": "snfs", "sparsity": 0.9, "storage": "compact"}, "snfs cannot run in compact storage: choose"),
+        ({"method": "set", "sparsity": 0.9, "storage": "compact", "compiled": True}, "not for compiled nets"),
     ],
 )
 def test_refusals_say_what_was_given_and_what_is_expected(fields: dict[str, object], message: str) -> None:

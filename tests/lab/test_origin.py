@@ -150,7 +150,14 @@ def test_the_order_of_the_data_parts_at_the_rewind_step() -> None:
     assert not torch.equal(order_of(other, 2, 20, 2, 8), order_of(third, 2, 20, 2, 8))
 
 
-@pytest.mark.parametrize("config", [RunConfig(data_order=1, rewind=0.1, **SHORT), imp(1, rewind=0.1, data_order=1)])
+@pytest.mark.parametrize(
+    "config",
+    [
+        RunConfig(data_order=1, rewind=0.1, **SHORT),
+        imp(1, rewind=0.1, data_order=1),
+        imp(4, rewind=0.1, data_order=1, storage="compact"),
+    ],
+)
 def test_the_line_goes_from_the_run_that_kept_its_order_to_this_one(config: RunConfig, tmp_path: Path) -> None:
     result = train(config, tmp_path)
     assert config.prerequisite is not None

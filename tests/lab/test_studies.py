@@ -1,9 +1,10 @@
+import dataclasses
 from collections import Counter
 
 import pytest
 
 from regrow_lab.config import WITH_DISTRIBUTION
-from regrow_lab.studies import STUDIES, study_runs
+from regrow_lab.studies import STUDIES, study_runs, usual_storage
 
 SPARSITIES = {0.9, 0.95, 0.98, 0.99}
 
@@ -42,6 +43,16 @@ def test_a_study_says_cost_and_expected_result(name: str) -> None:
     text = STUDIES[name].__doc__ or ""
     assert "Cost:" in text
     assert "Expected" in text
+
+
+def test_compact_storage_is_for_the_methods_that_can_and_usual_for_cifar_on_a_cpu() -> None:
+    dense, compact = (study_runs("digits", 1, storage=storage) for storage in ("dense", "compact"))
+    assert {run.storage for run in dense} == {"dense"}
+    assert {run.method for run in compact if run.storage == "dense"} == {"dense", "small-dense", "snfs"}
+    assert [dataclasses.replace(run, storage="dense") for run in compact] == dense
+    assert usual_storage(dense, "cpu") == "dense"
+    assert usual_storage(study_runs("cifar10", 1), "cpu") == "compact"
+    assert usual_storage(study_runs("cifar10", 1), "cuda:1") == "dense"
 
 
 def test_refusals() -> None:

@@ -57,7 +57,8 @@ class Execution:
     def _parameters(self) -> list[Tensor]:
         """Values, biases, weights and biases of norms, as they are at the moment."""
         return [
-            *(layer.weight if compact_weight(layer) else layer.weight.view(-1) for layer in self.layers),
+            # Not a view: the weights of a channels_last model lie in another order.
+            *(layer.weight if compact_weight(layer) else layer.weight.reshape(-1) for layer in self.layers),
             *(layer.bias for layer in self.offsets),
             *(norm.weight for norm in self.norms),
             *(norm.bias for norm in self.norms),

@@ -61,8 +61,9 @@ class CompactStorage:
         elif reason is None and self.table is not None:
             ratio = measured.speedup(self.table, module, layer.layer.size, layer.alive.density)
             reason = f"torch is faster here ({ratio:.2f}x on the engine, measured)" if ratio < 1 else None
-            if reason is not None:
+            if reason is not None and module not in self.left_to_torch:
                 self.left_to_torch.add(module)
+                self._cut_anew()
         if reason is not None:
             self.reasons[name] = reason
             return layer
@@ -70,9 +71,12 @@ class CompactStorage:
         self.left_to_torch.discard(module)
         self.layers[name] = CompactedLayer(layer, module)
         graph.install(self.model, self.left_to_torch)
+        self._cut_anew()
+        return self.layers[name]
+
+    def _cut_anew(self) -> None:
         for forward in graph.installed(self.model):
             forward.reset()
-        return self.layers[name]
 
     def notes(self) -> Mapping[str, str]:
         """Storage of each layer, with the reason where it is dense."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal, Protocol
 
-from regrow_lab.config import RunConfig
+from regrow_lab.config import DENSE_ONLY, RunConfig
 from regrow_lab.studies.charlm import charlm
+from regrow_lab.studies.cifar10 import cifar10
 from regrow_lab.studies.digits import digits
 from regrow_lab.studies.figure3 import figure3
 from regrow_lab.studies.figure4 import figure4
@@ -26,6 +29,7 @@ class Study(Protocol):
 
 STUDIES: dict[str, Study] = {
     "digits": digits,
+    "cifar10": cifar10,
     "table1": table1,
     "table2": table2,
     "table3": table3,
@@ -39,8 +43,10 @@ STUDIES: dict[str, Study] = {
 ALL = "all"
 
 
-def study_runs(name: str, seeds: int, scale: str = "small", data: str | None = None) -> list[RunConfig]:
-    """The runs of the study `name` with `seeds` seeds (0 to seeds - 1) each.
+def study_runs(
+    name: str, seeds: int, scale: str = "small", data: str | None = None, storage: Literal["dense", "compact"] = "dense"
+) -> list[RunConfig]:
+    """The runs of the study `name` with `seeds` seeds (0 to seeds - 1) each, in `storage` where their method can be.
 
     Raises ValueError for a name that is no study, fewer seeds than one, and what the study itself refuses.
     """
@@ -49,7 +55,13 @@ def study_runs(name: str, seeds: int, scale: str = "small", data: str | None = N
     if seeds < 1:
         raise ValueError(f"a study needs 1 seed or more, given {seeds}")
     wanted = {"scale": scale} if scale != "small" else {}
-    return STUDIES[name](seeds, **wanted, **({} if data is None else {"data": data}))
+    runs = STUDIES[name](seeds, **wanted, **({} if data is None else {"data": data}))
+    return [run if run.method in DENSE_ONLY else dataclasses.replace(run, storage=storage) for run in runs]
+
+
+def usual_storage(runs: Sequence[RunConfig], device: str) -> Literal["dense", "compact"]:
+    """The storage of a study that is not told one: compact on a CPU for images of CIFAR, where it pays; else dense."""
+    return "compact" if device == "cpu" and any(run.data.startswith("cifar") for run in runs) else "dense"
 
 
 def studies_of(name: str, scale: str) -> list[str]:
