@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import cached_property, reduce
 from operator import or_
 from typing import Literal
 
@@ -70,7 +70,7 @@ class Algorithm:
         assert callable(self.sparsity)
         return self.sparsity(step)
 
-    @property
+    @cached_property  # asked for at every step
     def needs(self) -> Need:
         """Everything that the scores of an update look at."""
         scores = (self.drop, self.grow, self.redistribute)

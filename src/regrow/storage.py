@@ -4,6 +4,7 @@ In dense storage the dead entries of the parameter are 0 and a mask stands besid
 alive entries exist, is in :mod:`regrow.compaction`.
 """
 
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -155,6 +156,7 @@ class MaskedLayer:
     def __init__(self, layer: Layer, parameter: nn.Parameter, mask: Tensor, optimizer: Optimizer, needs: Need) -> None:
         self.layer, self.parameter, self.optimizer, self.needs = layer, parameter, optimizer, needs
         self.alive = AliveCount(layer.size)
+        self._masked: tuple[weakref.ref[Tensor], int] | None  # a gradient, and its version when it was masked
         self.set_mask(mask, step=0)
         self.dense_momentum = Need.DENSE_MOMENTUM in needs
         absent = Need.MOMENTUM in needs and optimizers.momentum_factor(optimizer, parameter) is None
@@ -166,6 +168,7 @@ class MaskedLayer:
 
     def set_mask(self, mask: Tensor, step: int) -> None:
         """A new topology, from weight step ``step`` on; what it kills is zeroed by :meth:`masked_tensors`."""
+        self._masked = None
         self.mask = cut_like(mask.contiguous(), self.parameter)
         self.alive.change(int(mask.sum()), step)
         # Multiplying by bytes is four times as fast as by bools on a CPU, which torch casts one by one.
@@ -190,9 +193,16 @@ class MaskedLayer:
             self.mask_gradient()
 
     def mask_gradient(self) -> None:
-        """Zeroes the dead part of the gradient."""
-        if self.parameter.grad is not None:
-            to_mask(self.parameter.grad).mul_(piece(self.bits))
+        """Zeroes the dead part of the gradient, unless nothing has written to it since the last time."""
+        gradient = self.parameter.grad
+        if gradient is None:
+            return
+        if self._masked is not None:
+            masked, version = self._masked
+            if masked() is gradient and version == gradient._version:
+                return
+        to_mask(gradient).mul_(piece(self.bits))
+        self._masked = weakref.ref(gradient), gradient._version
 
     def accumulate_momentum(self) -> None:
         """m ← beta · m + g, in our own buffer; beta is the optimizer's momentum or first beta, else 0.9."""

@@ -11,6 +11,7 @@ import math
 import pickle
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -203,14 +204,17 @@ class Training:
             if config.clip:
                 torch.nn.utils.clip_grad_norm_(parameters, config.clip)
             optimizer.step()
-            optimizer.zero_grad()
+            for parameter in parameters:  # optimizer.zero_grad() looks for a profiler too: 5 % of a step on the digits
+                parameter.grad = None
             self.losses.append(loss.detach())
             self.step += 1
         return self._close_epoch(rate, first)
 
-    def precision(self) -> torch.autocast:
+    def precision(self) -> AbstractContextManager[object]:
         """The context of a forward pass."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        if self.config.precision == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
 
     @property
     def samples_per_second(self) -> float:

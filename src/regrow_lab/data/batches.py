@@ -79,7 +79,7 @@ class Vectors:
     ) -> Iterator[Batch]:
         """See Part."""
         for chosen in order.to(self.labels.device).split(batch_size)[first:]:
-            yield self.inputs[chosen], self.labels[chosen]
+            yield self.inputs.index_select(0, chosen), self.labels.index_select(0, chosen)
 
 
 @dataclass(frozen=True)
