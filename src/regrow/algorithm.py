@@ -17,6 +17,7 @@ from regrow.redistribution import apportion
 from regrow.schedules import Constant, Never, Schedule, Trigger
 from regrow.scores import Evidence, Need, Score, magnitude
 
+FEW = 0.25  # share of candidates below which they are gathered first
 LONG, SAMPLE = 2**16, 2**14
 
 nothing = Constant(0.0)
@@ -90,6 +91,12 @@ def select(scores: Tensor, count: int, among: Tensor) -> Tensor:
     """
     if count == 0:
         return torch.zeros_like(among)
+    if int(among.count_nonzero()) < among.numel() * FEW:
+        # The alive of a sparse net: what follows passes over the candidates alone.
+        places = among.flatten().nonzero().squeeze(1)
+        candidates = scores.flatten()[places]
+        best = places[select(candidates, count, torch.ones_like(candidates, dtype=torch.bool))]
+        return torch.zeros_like(among).view(-1).index_fill_(0, best, True).view(among.shape)
     values = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
     values = values.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf).masked_fill_(~among, -math.inf)
     threshold = _nth_largest(values.flatten(), count)
