@@ -18,7 +18,7 @@ def account(config: RunConfig, total_steps: int) -> dict[str, Any]:
 
     Densities that are known before training are exact. Where training decides them (global thresholds,
     redistribution), `estimated` is true: E[f_s] is the schedule's mean over the steps, with the initial distribution,
-    or the same density in every layer where all weights start alive.
+    or the same density in every layer where all weights start alive. Training counts the runs that a ticket comes from.
 
     Raises ValueError as the builder, the distribution and the recipe do.
     """
@@ -32,6 +32,8 @@ def account(config: RunConfig, total_steps: int) -> dict[str, Any]:
     if algorithm is not None:
         sparse, mean = _forward(algorithm, net, example, total_steps)
     train = regrow.train_flops(algorithm, mean, dense) if algorithm else 3 * sparse
+    if config.prerequisite is not None and config.method in ("lottery", "imp"):
+        train += account(config.prerequisite, total_steps)["train_flops"]
     return {
         "model": config.model,
         "method": config.method,

@@ -240,6 +240,16 @@ def test_flops_that_training_decides_are_called_estimated(capsys: pytest.Capture
     assert counted["small-dense"]["test_ratio"] == pytest.approx(0.107, abs=0.01)
 
 
+def test_a_ticket_costs_the_runs_that_it_comes_from_too(capsys: pytest.CaptureFixture[str]) -> None:
+    def ratio(method: str, sparsity: float) -> float:
+        assert main([*FLOPS, "--method", method, "--sparsity", str(sparsity)]) == 0
+        return float(json.loads(capsys.readouterr().out)["train_ratio"])
+
+    uniform = 0.1025340  # the first convolution stays dense
+    assert ratio("lottery", 0.9) == pytest.approx(ratio("pruning", 0.9) + uniform, abs=1e-4)
+    assert ratio("imp", 0.36) == pytest.approx(1 + 0.8 + 0.64, abs=0.01)
+
+
 def test_flops_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         main(["flops", "resnet50-cifar", "--sparsity", "0.8", "--distribution", "uniform", "--method", "rigl-sg"]) == 0
