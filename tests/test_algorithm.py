@@ -1,5 +1,6 @@
 """The pure topology rule: exact counts, ties, and who may be dropped or grown."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,6 +28,14 @@ def test_select_takes_exactly_the_best_and_the_lower_index_on_ties(values, data)
     chosen = select(torch.tensor(values), count, torch.tensor(among))
     ranked = sorted((i for i, candidate in enumerate(among) if candidate), key=lambda i: (-values[i], i))
     assert chosen.nonzero().flatten().tolist() == sorted(ranked[:count])
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9])
+def test_select_does_not_mind_the_order_of_memory(share) -> None:
+    torch.manual_seed(0)
+    scores, among = torch.rand(5, 4, 3, 3), torch.rand(5, 4, 3, 3) < share
+    strided = [tensor.to(memory_format=torch.channels_last) for tensor in (scores, among)]
+    assert torch.equal(select(*(strided[0], 9, strided[1])), select(scores, 9, among))
 
 
 def test_select_ranks_nan_and_minus_infinity_last_without_losing_count() -> None:

@@ -96,7 +96,8 @@ def select(scores: Tensor, count: int, among: Tensor) -> Tensor:
         places = among.flatten().nonzero().squeeze(1)
         candidates = scores.flatten()[places]
         best = places[select(candidates, count, torch.ones_like(candidates, dtype=torch.bool))]
-        return torch.zeros_like(among).view(-1).index_fill_(0, best, True).view(among.shape)
+        chosen = torch.zeros(among.numel(), dtype=torch.bool, device=among.device).index_fill_(0, best, True)
+        return chosen.view(among.shape)
     values = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
     values = values.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf).masked_fill_(~among, -math.inf)
     threshold = _nth_largest(values.flatten(), count)

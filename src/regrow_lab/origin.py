@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import regrow
-from regrow_lab import store
+from regrow_lab import sealed, store
 from regrow_lab.config import IMP_FRACTION, RunConfig
 from regrow_lab.data.batches import Parts
 from regrow_lab.evaluation import loss_of
@@ -36,7 +36,7 @@ class Origin:
     @classmethod
     def read(cls, folder: Path, device: torch.device) -> Origin:
         """What that run left in its folder."""
-        saved = torch.load(folder / "weights.pt", map_location=device, weights_only=True)
+        saved = sealed.load(folder / "weights.pt", sealed.WEIGHTS, device)
         return cls(saved["model"], saved["masks"], store.read_json(folder / "result.json"))
 
 

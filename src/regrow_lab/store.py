@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,10 @@ SCHEMA = 1
 
 class ClaimedError(Exception):
     """Another process works on this run."""
+
+
+class NotWrittenError(OSError):
+    """A file could not be written: the disk is full, read-only or gone. What stood in its place is as it was."""
 
 
 @dataclass(frozen=True)
@@ -119,17 +123,32 @@ def write_json(path: Path, fields: dict[str, Any]) -> None:
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Have `write` fill a file beside `path`, then put it in the place of `path` in one step."""
+    """Have `write` fill a file beside `path`, then put it in the place of `path` in one step.
+
+    Raises NotWrittenError if the disk does not take it; what stood at `path` is as it was.
+    """
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with beside.open("wb") as file:
+        with writing(path), beside.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+            os.replace(beside, path)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say of what the disk refuses which file it was, and that nothing is lost."""
+    try:
+        yield
+    except OSError as error:
+        raise NotWrittenError(
+            f"{path} could not be written ({error.strerror or error}): what was there before is whole; make room, then "
+            "the same command goes on from it"
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -144,6 +163,19 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path} has schema {given}, this version reads {SCHEMA}: give a folder that this version wrote"
         )
     return fields
+
+
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Make `path` a file of these rows, a line each."""
+    lines = [json.dumps(row) + "\n" for row in rows]
+    with writing(path), path.open("w") as file:
+        file.writelines(lines)
+
+
+def append_line(path: Path, row: dict[str, Any]) -> None:
+    """Add a row to such a file."""
+    with writing(path), path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -6,9 +6,7 @@ checkpoint and ends bit-identical to one that was never stopped (on one machine 
 
 from __future__ import annotations
 
-import json
 import math
-import pickle
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -19,7 +17,7 @@ import torch
 from torch import Tensor
 
 import regrow
-from regrow_lab import store
+from regrow_lab import checkpoint, sealed, store
 from regrow_lab.config import RunConfig
 from regrow_lab.data import load_data
 from regrow_lab.data.batches import Part
@@ -83,33 +81,32 @@ def train(
         if store.is_finished(folder):
             return store.read_json(folder / "result.json")
         store.write_config(folder, config)
-        checkpoint = folder / "checkpoint.pt"
-        if checkpoint.exists():
-            resume(training, checkpoint)
+        path = folder / "checkpoint.pt"
+        if path.exists():
+            checkpoint.resume(training, path)
         due, next_pulse = time.monotonic() + checkpoint_seconds, time.monotonic() + PULSE_SECONDS
 
         def before_step() -> None:
             nonlocal due, next_pulse
             now = time.monotonic()
             if now >= due:
-                store.write_whole(checkpoint, lambda file: torch.save(training.state_dict(), file))
+                checkpoint.write(path, training)
                 due = time.monotonic() + checkpoint_seconds
             if now >= next_pulse:
                 pulse(training.state_of_progress())
                 next_pulse = now + PULSE_SECONDS
 
-        with (folder / "metrics.jsonl").open("w") as metrics:
-            metrics.writelines(json.dumps(row) + "\n" for row in training.rows)
-            while not training.done:
-                row = training.run_epoch(before_step)
-                metrics.write(json.dumps(row) + "\n")
-                metrics.flush()
-                report(row | {"samples_per_second": training.samples_per_second})
+        metrics = folder / "metrics.jsonl"
+        store.write_lines(metrics, training.rows)
+        while not training.done:
+            row = training.run_epoch(before_step)
+            store.append_line(metrics, row)
+            report(row | {"samples_per_second": training.samples_per_second})
         result = training.result()
         if keep_weights:
-            store.write_whole(folder / "weights.pt", lambda file: torch.save(training.weights(), file))
+            sealed.save(folder / "weights.pt", sealed.WEIGHTS, training.weights())
         store.write_json(folder / "result.json", result)
-        checkpoint.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
     return store.read_json(folder / "result.json")
 
 
@@ -152,6 +149,7 @@ class Training:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward = torch.compile(self.model, dynamic=False) if config.compiled else self.model
         self.optimizer = optimizer_of(config, self.model)
+        self.shapes = [tuple(p.shape) for group in self.optimizer.param_groups for p in group["params"]]
         self.flops = regrow.count_flops(self.model, example)
         masks = masks_of(config, origin, self.model, data)
         self.algorithm = algorithm and begun_with(config, algorithm, masks)
@@ -273,6 +271,7 @@ class Training:
     def state_dict(self) -> dict[str, Any]:
         """All that a checkpoint holds."""
         return {
+            "config": self.config.to_dict(),
             "step": self.step,
             "losses": self.losses,
             "rows": self.rows,
@@ -297,18 +296,6 @@ class Training:
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["device_random"].cpu(), self.device)
         self.began = time.perf_counter() - state["seconds"]
-
-
-def resume(training: Training, checkpoint: Path) -> None:
-    """Set a fresh run to where its checkpoint was taken.
-
-    Raises ValueError if the file is broken or of another version.
-    """
-    try:
-        training.load_state_dict(torch.load(checkpoint, map_location=training.device, weights_only=True))
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{checkpoint} cannot be resumed ({reason}): delete it to start the run anew") from error
 
 
 def num_weights(model: torch.nn.Module) -> int:

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from regrow_lab import data as data_module
-from regrow_lab import store
+from regrow_lab import sealed, store
 from regrow_lab import train as training
 from regrow_lab.config import RunConfig
 from regrow_lab.evaluation import evaluate
@@ -67,7 +67,7 @@ def stop_before_step(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 def outcome(directory: Path, config: RunConfig) -> tuple[str, dict[str, Any], dict[str, Any]]:
     folder = store.run_folder(directory, config)
     result = {key: value for key, value in store.read_json(folder / "result.json").items() if key not in OF_THE_MOMENT}
-    return (folder / "metrics.jsonl").read_text(), result, torch.load(folder / "weights.pt", weights_only=True)
+    return (folder / "metrics.jsonl").read_text(), result, sealed.load(folder / "weights.pt", sealed.WEIGHTS)
 
 
 def assert_stops_do_no_harm(config: RunConfig, whole: Path, stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +143,7 @@ def test_the_loss_of_a_text_is_in_bits_over_every_character(data_root: Path, tmp
     content = (data_root / "text.txt").read_bytes()
     text = torch.tensor(list(content))[int(0.9 * len(content)) :]
     model = net_of(config, num_classes=256, context=512).eval()
-    model.load_state_dict(torch.load(store.run_folder(tmp_path, config) / "weights.pt", weights_only=True)["model"])
+    model.load_state_dict(sealed.load(store.run_folder(tmp_path, config) / "weights.pt", sealed.WEIGHTS)["model"])
     total, last = 0.0, len(text) - 1
     for start in range(0, last, 12):
         begin = min(start, last - 12)  # the last window reaches back

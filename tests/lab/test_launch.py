@@ -119,7 +119,7 @@ def test_a_run_that_cannot_be_trained_does_not_stop_the_others(tmp_path: Path, m
     outcome = launch([wrong, broken, RUNS[0]], tmp_path, workers=1, progress=progress)
     assert progress.finished == [RUNS[0].run_id]
     assert outcome.failed[wrong.run_id].startswith("unknown model 'lenet'")
-    assert outcome.failed[broken.run_id].startswith("IsADirectoryError:")
+    assert outcome.failed[broken.run_id].startswith("NotWrittenError:")
     assert "Traceback" in (folder / "error.txt").read_text()
     assert sorted(progress.notes) == sorted(f"{name} failed: {why}" for name, why in outcome.failed.items())
 
