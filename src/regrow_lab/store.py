@@ -195,7 +195,7 @@ def claim(folder: Path) -> Iterator[None]:
     """Hold the run of `folder` (made if need be) for this process.
 
     The kernel holds the lock and frees it when the process ends in whatever way, so no lock is ever stale. The file
-    says who holds it. It goes when the run is finished; a process that comes by it late finds result.json.
+    says who holds it. `sweep` takes it when the run is finished; a process that comes by it late finds result.json.
 
     Raises ClaimedError if another process holds it.
     """
@@ -213,5 +213,9 @@ def claim(folder: Path) -> Iterator[None]:
         for leftover in folder.glob("*.part"):
             leftover.unlink()
         yield
-        if is_finished(folder):
-            path.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a finished run needs no more: its checkpoint, its lock, files that were being written."""
+    for leftover in (folder / "checkpoint.pt", folder / "lock", *folder.glob("*.part")):
+        leftover.unlink(missing_ok=True)

@@ -70,6 +70,7 @@ def train(
     """
     folder = store.run_folder(directory, config)
     if store.is_finished(folder):
+        store.sweep(folder)
         return store.read_json(folder / "result.json")
     origin, needed = None, config.prerequisite
     if needed is not None:
@@ -106,7 +107,7 @@ def train(
         if keep_weights:
             sealed.save(folder / "weights.pt", sealed.WEIGHTS, training.weights())
         store.write_json(folder / "result.json", result)
-        path.unlink(missing_ok=True)
+    store.sweep(folder)
     return store.read_json(folder / "result.json")
 
 

@@ -30,6 +30,7 @@ def stored_run(directory: Path, config: RunConfig) -> Path:
 def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
     config = RunConfig(seed=4)
     folder = stored_run(tmp_path, config)
+    store.sweep(folder)
     [run] = store.read_runs(tmp_path)
     assert run.folder == folder == tmp_path / "runs" / config.run_id
     assert run.config == {"schema": 1, **config.to_dict()}
