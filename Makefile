@@ -7,10 +7,10 @@ BIN   := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help study test lint format types clean
+.PHONY: help study test test-slurm lint format types clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  Settings: PYTHON=python3.12 (builds .venv), OUT=runs/digits (where the study goes),"
 	@echo "            ARGS='--seeds 5 --workers 4' (handed on to regrow study digits, or to pytest)"
@@ -20,6 +20,9 @@ study: $(READY)  ## run the digits study on all cores: table, figures and report
 
 test: $(READY)  ## run the tests
 	@$(BIN)/pytest -n auto -q $(ARGS)
+
+test-slurm: $(READY)  ## start a SLURM cluster of one node (as root, Debian's packages), and run a study on it
+	@$(BIN)/pytest -q --slurm tests/lab/test_slurm.py $(ARGS)
 
 lint: $(READY)  ## check style and formatting (ruff)
 	@$(BIN)/ruff check

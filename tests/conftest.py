@@ -1,8 +1,7 @@
 """What holds for every test: properties are the same on each run, one thread, and a skipped test says why."""
 
-import shutil
-
 import pytest
+import slurm_cluster
 import torch
 from hypothesis import settings
 
@@ -13,12 +12,15 @@ torch.set_num_threads(1)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+    parser.addoption("--slurm", action="store_true", help="start a SLURM cluster of one node, and run the tests on it")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     missing = {
         "gpu": None if torch.cuda.is_available() else "needs a CUDA device",
-        "slurm": None if shutil.which("sbatch") else "needs a SLURM cluster",
+        "slurm": "needs a SLURM cluster: make test-slurm"
+        if not config.getoption("--slurm")
+        else slurm_cluster.missing(),
         "slow": None if config.getoption("--slow") else "slow: runs with --slow",
     }
     for item in items:

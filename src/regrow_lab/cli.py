@@ -18,7 +18,8 @@ from rich.console import Console
 
 from regrow_lab import store
 from regrow_lab.config import RunConfig
-from regrow_lab.launch import default_workers
+from regrow_lab.launch import Launcher, Local, Slurm, default_workers
+from regrow_lab.launch.slurm import Resources
 from regrow_lab.progress import bytes_bar, epoch_lines, outcome
 from regrow_lab.studies import ALL
 from regrow_lab.study_command import print_report, run_studies, run_study
@@ -77,14 +78,20 @@ class Train:
 
 @dataclass(frozen=True)
 class Study:
-    """Do a study on all cores, print its table and write its report; one that was stopped goes on."""
+    """Do a study, by default on all cores, print its table and write its report; one that was stopped goes on."""
 
     name: tyro.conf.Positional[str]
     """The study: digits, cifar10, table1, table2, table3, table5, figure3, figure4, struct, tickets, charlm; or all."""
     seeds: int = 3
     """Seeds of every setting, from 0."""
-    workers: int = field(default_factory=default_workers)
-    """Processes, one thread each; by default one a core."""
+    workers: int | None = None
+    """Processes, one thread each; by default one a core. On GPUs the runs that share each of them; by default 1."""
+    launcher: Literal["local", "slurm"] = "local"
+    """Where the runs are trained: on this machine; or in jobs of SLURM."""
+    shard: str | None = None
+    """i/n: do only part i of n, for schedulers that the lab does not know. The parts share one folder."""
+    slurm: Resources = field(default_factory=Resources)
+    """What each job asks SLURM for, with the launcher slurm."""
     out: Path | None = None
     """Folder for the study. By default runs/NAME; all studies have a folder each in it."""
     scale: str = "small"
@@ -96,14 +103,20 @@ class Study:
     storage: Literal["dense", "compact"] | None = None
     """dense, or compact: only alive weights exist, for the methods that can. By default compact for CIFAR on a CPU."""
     device: str = "cpu"
-    """Where the nets and the data live, in torch's words: cpu, cuda, cuda:1."""
+    """Where the nets and the data live: cpu, cuda for every GPU, cuda:1 for one of them."""
     checkpoint_seconds: float = 30.0
     """Time between two checkpoints of a run."""
 
+    def runner(self) -> Launcher:
+        """The launcher that these options describe. Raises ValueError if it cannot work here."""
+        on_slurm = self.launcher == "slurm"
+        usual = 1 if self.device != "cpu" else self.slurm.cpus if on_slurm else default_workers()
+        workers = usual if self.workers is None else self.workers
+        pool = Local(workers=workers, device=self.device, checkpoint_seconds=self.checkpoint_seconds)
+        return Slurm(resources=self.slurm, pool=pool) if on_slurm else pool
+
     def run(self) -> int:
         """Train what is not finished yet, then write the report."""
-        if self.workers < 1:
-            raise ValueError(f"workers must be 1 or more, given {self.workers}")
         return run_studies(self) if self.name == ALL else run_study(self, self.name, self.out)
 
 

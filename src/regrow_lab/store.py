@@ -30,6 +30,10 @@ class NotWrittenError(OSError):
     """A file could not be written: the disk is full, read-only or gone. What stood in its place is as it was."""
 
 
+class StoppedError(Exception):
+    """The run was asked to stop; it has its checkpoint."""
+
+
 @dataclass(frozen=True)
 class StoredRun:
     """One run as it is stored. `metrics` has an entry an epoch; `result` is None while the run is not finished."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from regrow_lab import store
-from regrow_lab.launch import WorkerError, launch
+from regrow_lab.config import RunConfig
+from regrow_lab.launch import Outcome, WorkerError, shard
+from regrow_lab.launch.outcome import unfinished
 from regrow_lab.progress import progress_for
 from regrow_lab.studies import ALL, studies_of, study_runs, usual_storage
 
@@ -51,36 +54,36 @@ def run_study(options: Study, name: str, out: Path | None) -> int:
     storage = usual_storage(runs, options.device) if options.storage is None else options.storage
     if storage != "dense":
         runs = study_runs(name, options.seeds, options.scale, data, storage)
-    if options.device != "cpu":
-        from regrow_lab.machine import device_named
-
-        device_named(options.device)
+    launcher = options.runner()
+    launcher.check()
+    mine = runs if options.shard is None else shard(runs, options.shard)
     out = Path("runs") / name if out is None else out
     store.open_study(out, name, options.seeds, scale=options.scale, data=data or "", storage=storage)
     began = time.monotonic()
     try:
-        done = launch(
-            runs,
-            out,
-            workers=options.workers,
-            progress=progress_for(Console()),
-            device=options.device,
-            checkpoint_seconds=options.checkpoint_seconds,
-        )
+        done = launcher.launch(mine, out, progress_for(Console()))
     except WorkerError as error:
         print(f"regrow: {error}; the same command goes on once that is mended", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        finished = sum(store.is_finished(store.run_folder(out, config)) for config in runs)
+        finished = len(mine) - len(unfinished(mine, out))
         print(
-            f"regrow: stopped with {finished} of {len(runs)} runs finished; the same command goes on from there",
+            f"regrow: stopped with {finished} of {len(mine)} runs finished; the same command goes on from there",
             file=sys.stderr,
         )
         return 130
-    print_report(out)
+    left = len(unfinished(runs, out))
+    if options.shard is None or not left:
+        print_report(out)
+    else:
+        print(f"shard {options.shard} is done, {left} of the study's {len(runs)} runs are not: no report yet")
+    return _say_outcome(mine, done, time.monotonic() - began)
+
+
+def _say_outcome(runs: Sequence[RunConfig], done: Outcome, seconds: float) -> int:
     print(
-        f"{len(runs)} runs: {done.before} finished before, {done.finished} now in "
-        f"{time.monotonic() - began:.0f} s on {options.workers} workers, {len(done.failed)} failed"
+        f"{len(runs)} runs: {done.before} finished before, {done.finished} now in {seconds:.0f} s, "
+        f"{len(done.failed)} failed"
     )
     for run_id in done.diverged:
         print(f"diverged: {run_id}")

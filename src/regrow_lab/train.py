@@ -48,6 +48,7 @@ def train(
     keep_weights: bool = False,
     report: Callable[[Row], None] = lambda row: None,
     pulse: Callable[[Row], None] = lambda row: None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Train one run in its folder under `directory` and return what its result.json holds.
 
@@ -63,10 +64,12 @@ def train(
         report: called after every epoch with its line of metrics and the samples a second.
         pulse: called every second or so inside an epoch, with epoch (a fraction), step, train_loss (of the epoch
             before, or None) and samples a second.
+        stopping: asked before every step; once it says yes, the run writes its checkpoint and stops.
 
     Raises:
         ValueError: the configuration names something that does not exist or cannot be; nothing has been written.
         store.ClaimedError: another process trains this run.
+        store.StoppedError: the run was stopped, and goes on from there when it is trained again.
     """
     folder = store.run_folder(directory, config)
     if store.is_finished(folder):
@@ -75,7 +78,15 @@ def train(
     origin, needed = None, config.prerequisite
     if needed is not None:
         home = _home(directory, needed)
-        train(needed, home, device=device, checkpoint_seconds=checkpoint_seconds, keep_weights=True, pulse=pulse)
+        train(
+            needed,
+            home,
+            device=device,
+            checkpoint_seconds=checkpoint_seconds,
+            keep_weights=True,
+            pulse=pulse,
+            stopping=stopping,
+        )
         origin = Origin.read(store.run_folder(home, needed), device_named(device))
     training = Training(config, device_named(device), origin)
     with store.claim(folder):
@@ -90,9 +101,12 @@ def train(
         def before_step() -> None:
             nonlocal due, next_pulse
             now = time.monotonic()
-            if now >= due:
+            stop = stopping()
+            if now >= due or stop:
                 checkpoint.write(path, training)
                 due = time.monotonic() + checkpoint_seconds
+            if stop:
+                raise store.StoppedError(f"{config.run_id} stopped at step {training.step}, with its checkpoint")
             if now >= next_pulse:
                 pulse(training.state_of_progress())
                 next_pulse = now + PULSE_SECONDS

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from regrow_lab import launch as launching
 from regrow_lab import store
 from regrow_lab.config import RunConfig
-from regrow_lab.launch import launch
+from regrow_lab.launch import Local, Outcome, WorkerError
+from regrow_lab.launch import local as launching
 from regrow_lab.progress import LiveProgress, PlainProgress, progress_for
 from regrow_lab.train import train
 
@@ -73,7 +73,7 @@ def test_many_runs_in_few_processes_and_none_twice(tmp_path: Path, monkeypatch: 
     train(RUNS[3], tmp_path / "alone", keep_weights=False)
     before = train(RUNS[0], tmp_path)
     progress = Recorder()
-    outcome = launch(RUNS, tmp_path, workers=2, progress=progress)
+    outcome = Local(workers=2).launch(RUNS, tmp_path, progress)
     assert (outcome.before, outcome.finished, outcome.diverged, outcome.failed) == (1, 4, [], {})
     assert (progress.began, progress.ended, progress.notes) == ((5, 1), True, [])
     assert sorted(progress.finished) == sorted(ids(RUNS[1:]))
@@ -85,8 +85,8 @@ def test_many_runs_in_few_processes_and_none_twice(tmp_path: Path, monkeypatch: 
     assert "1 thread" in results[3]["machine"]
     assert not any(is_alive(worker) for worker in progress.workers if worker)
 
-    monkeypatch.setattr(launching, "_start", lambda arguments: pytest.fail("a worker is started for nothing"))
-    assert launch(RUNS, tmp_path, workers=2, progress=Recorder()).before == 5
+    monkeypatch.setattr(launching, "_start", lambda *_: pytest.fail("a worker is started for nothing"))
+    assert Local(workers=2).launch(RUNS, tmp_path, Recorder()).before == 5
 
 
 def test_a_run_whose_worker_dies_is_started_again_and_at_last_given_up(
@@ -103,7 +103,7 @@ def test_a_run_whose_worker_dies_is_started_again_and_at_last_given_up(
             os.kill(worker, signal.SIGKILL)
 
     progress.on_epoch = kill
-    outcome = launch([slow, endless], tmp_path, workers=1, progress=progress)
+    outcome = Local(workers=1).launch([slow, endless], tmp_path, progress)
     assert set(deaths.values()) == {0}
     assert progress.finished == [slow.run_id]
     assert outcome.failed == {endless.run_id: "its worker died (exit code -9) 2 times"}
@@ -116,7 +116,7 @@ def test_a_run_that_cannot_be_trained_does_not_stop_the_others(tmp_path: Path, m
     wrong, broken = RunConfig(model="lenet"), RunConfig(epochs=1)
     folder = store.run_folder(tmp_path, broken)
     (folder / "metrics.jsonl").mkdir(parents=True)
-    outcome = launch([wrong, broken, RUNS[0]], tmp_path, workers=1, progress=progress)
+    outcome = Local(workers=1).launch([wrong, broken, RUNS[0]], tmp_path, progress)
     assert progress.finished == [RUNS[0].run_id]
     assert outcome.failed[wrong.run_id].startswith("unknown model 'lenet'")
     assert outcome.failed[broken.run_id].startswith("NotWrittenError:")
@@ -132,7 +132,7 @@ def test_a_run_of_another_process_is_waited_for_and_taken_over(tmp_path: Path) -
     progress.note = lambda line: (progress.notes.append(line), holder.kill())
     with holder.stdout:
         assert holder.stdout.readline() == "held\n"
-        outcome = launch(RUNS[:2], tmp_path, workers=1, progress=progress)
+        outcome = Local(workers=1).launch(RUNS[:2], tmp_path, progress)
         holder.wait()
     assert outcome.finished == 2
     [note] = progress.notes
@@ -142,10 +142,10 @@ def test_a_run_of_another_process_is_waited_for_and_taken_over(tmp_path: Path) -
 
 def test_two_studies_in_one_folder_share_the_work(tmp_path: Path) -> None:
     progress = [Recorder(), Recorder()]
-    outcomes: list[launching.Outcome] = []
+    outcomes: list[Outcome] = []
     threads = [
         threading.Thread(
-            target=lambda mine: outcomes.append(launch(RUNS, tmp_path, workers=1, progress=mine)), args=(mine,)
+            target=lambda mine: outcomes.append(Local(workers=1).launch(RUNS, tmp_path, mine)), args=(mine,)
         )
         for mine in progress
     ]
@@ -165,16 +165,16 @@ def test_workers_that_cannot_start_end_the_study(tmp_path: Path, monkeypatch: py
     (broken / "torch" / "__init__.py").write_text("raise ImportError('no torch here')")
     monkeypatch.setattr(sys, "path", [str(broken), *sys.path])  # the workers search where their parent does
     progress = Recorder()
-    with pytest.raises(launching.WorkerError, match=r"3 workers died as they started \(exit code 1, see above\)"):
-        launch(RUNS, tmp_path, workers=1, progress=progress)
+    with pytest.raises(WorkerError, match=r"3 workers died as they started \(exit code 1, see above\)"):
+        Local(workers=1).launch(RUNS, tmp_path, progress)
     assert progress.ended
     assert progress.finished == progress.notes == []
     assert not (tmp_path / "runs").exists()
 
 
 def test_fewer_workers_than_one_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="1 worker or more, given 0"):
-        launch(RUNS, tmp_path, workers=0, progress=Recorder())
+    with pytest.raises(ValueError, match="workers must be 1 or more, given 0"):
+        Local(workers=0).launch(RUNS, tmp_path, Recorder())
 
 
 def test_plain_progress_is_a_line_a_run() -> None:

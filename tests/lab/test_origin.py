@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import regrow
 from regrow_lab import store
 from regrow_lab.config import RunConfig, imp_sparsity
-from regrow_lab.launch import launch
+from regrow_lab.launch import Local
 from regrow_lab.order import order_of
 from regrow_lab.origin import Origin
 from regrow_lab.progress import progress_for
@@ -213,7 +213,7 @@ def test_the_launcher_keeps_the_weights_that_are_needed_and_no_others(tmp_path: 
     lottery = RunConfig(method="lottery", sparsity=0.8, **SHORT)
     assert lottery.prerequisite is not None
     runs = [lottery, RunConfig(**SHORT), lottery.prerequisite]
-    done = launch(runs, tmp_path, workers=1, progress=progress_for(Console(quiet=True)))
+    done = Local(workers=1).launch(runs, tmp_path, progress_for(Console(quiet=True)))
     assert (done.finished, done.failed) == (3, {})
     assert [(store.run_folder(tmp_path, run) / "weights.pt").exists() for run in runs] == [False, False, True]
     assert not (tmp_path / "again").exists()

@@ -16,7 +16,7 @@ from regrow_lab.cli import main
 from regrow_lab.comparison import comparisons
 from regrow_lab.config import RunConfig, imp_sparsity
 from regrow_lab.grids import Grid, to_csv, to_markdown, to_text
-from regrow_lab.launch import Outcome
+from regrow_lab.launch import Local, Outcome
 from regrow_lab.pairs import Pair, quantile
 from regrow_lab.report import write_report
 from regrow_lab.store import open_study, read_runs
@@ -314,7 +314,7 @@ def test_the_data_of_a_study(
 
     monkeypatch.setenv("REGROW_DATA", "elsewhere")
     monkeypatch.setitem(STUDIES, "table2", fake)
-    monkeypatch.setattr(study_command, "launch", lambda *_, **__: Outcome())
+    monkeypatch.setattr(Local, "launch", lambda *_, **__: Outcome())
     monkeypatch.setattr(study_command, "print_report", lambda _: None)
     assert main(["study", "table2", "--out", str(tmp_path / "out"), *arguments]) == 0
     assert asked == [("paper" if "paper" in arguments else "small", expected)]

@@ -1,13 +1,14 @@
 """A study on one machine: a few long-lived worker processes, one thread each, many runs one after another in each.
 
 torch's import takes longer than a short run, so a process is never started for one run. This module does not import
-torch; the workers do.
+torch; the workers do. Workers are not bound to cores: two studies on one machine would be bound to the same ones.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import threading
 import time
 import traceback
@@ -21,28 +22,15 @@ from typing import Any
 
 from regrow_lab import store
 from regrow_lab.config import RunConfig
+from regrow_lab.launch.outcome import TRIES, Outcome, WorkerError, unfinished
 from regrow_lab.progress import Progress
 
-TRIES = 3
-"""How often a run is started whose worker dies."""
 MESSAGE_SECONDS = 0.25
 """Time between two messages of a worker about the run it has in hand."""
+STOPPED = 143
+"""Exit code of a worker that was told to end, as a shell gives it after SIGTERM."""
 CLAIMED_SECONDS = 0.5
 """Time that a worker waits after it met a run of another process."""
-
-
-class WorkerError(Exception):
-    """No worker can be started on this machine."""
-
-
-@dataclass
-class Outcome:
-    """What became of the runs: how many were finished before and now, which diverged, which failed and why."""
-
-    before: int = 0
-    finished: int = 0
-    diverged: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
 
 
 def default_workers() -> int:
@@ -50,42 +38,65 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def launch(
-    runs: Sequence[RunConfig],
-    directory: Path,
-    *,
-    workers: int,
-    progress: Progress,
-    device: str = "cpu",
-    checkpoint_seconds: float = 30.0,
-) -> Outcome:
-    """Train all `runs` that are not finished under `directory`, each once, and say what became of them.
+@dataclass(frozen=True, kw_only=True)
+class Local:
+    """A pool of processes on this machine."""
 
-    It may be killed at any moment and called again. Runs that another process has in hand are waited for, and taken
-    over should that process die. A run whose worker dies is started again, three times in all.
+    workers: int = field(default_factory=default_workers)
+    """Processes, one thread each; on GPUs as many as are to share each of them."""
+    device: str = "cpu"
+    """Where the nets and the data live: cpu, cuda for every GPU of the machine, cuda:1 for one of them."""
+    checkpoint_seconds: float = 30.0
+    """Time between two checkpoints of a run."""
 
-    Raises:
-        ValueError: fewer workers than one.
-        WorkerError: the workers die before they can begin; nothing is lost.
-    """
-    if workers < 1:
-        raise ValueError(f"a study needs 1 worker or more, given {workers}")
-    pending = [config for config in runs if not store.is_finished(store.run_folder(directory, config))]
-    needed = frozenset(config.prerequisite.run_id for config in runs if config.prerequisite)
-    pool = _Pool(directory, device, checkpoint_seconds, progress, Outcome(before=len(runs) - len(pending)), needed)
-    progress.begin(total=len(runs), finished=len(runs) - len(pending))
-    try:
-        pool.train(pending, workers)
-    finally:
-        pool.close()
-        progress.end()
-    return pool.outcome
+    def check(self) -> None:
+        """See Launcher."""
+        if self.workers < 1:
+            raise ValueError(f"workers must be 1 or more, given {self.workers}")
+        self.devices()
+
+    def devices(self) -> list[str]:
+        """The device of each worker. Raises ValueError for a device that there is not."""
+        if self.device == "cpu":
+            return ["cpu"] * self.workers
+        import torch
+
+        from regrow_lab.machine import device_named
+
+        device = device_named(self.device)
+        every = device.type == "cuda" and device.index is None
+        names = [f"cuda:{number}" for number in range(torch.cuda.device_count())] if every else [self.device]
+        return names * self.workers
+
+    def launch(self, runs: Sequence[RunConfig], directory: Path, progress: Progress) -> Outcome:
+        """See Launcher.
+
+        Runs that another process has in hand are waited for, and taken over should that process die. A run whose worker
+        dies is started again, three times in all.
+
+        Raises:
+            ValueError: fewer workers than one, or no such device.
+            WorkerError: the workers die before they can begin; nothing is lost.
+        """
+        self.check()
+        pending = unfinished(runs, directory)
+        needed = frozenset(config.prerequisite.run_id for config in runs if config.prerequisite)
+        outcome = Outcome(before=len(runs) - len(pending))
+        pool = _Pool(directory, self.checkpoint_seconds, progress, outcome, needed)
+        progress.begin(total=len(runs), finished=outcome.before)
+        try:
+            pool.train(pending, self.devices())
+        finally:
+            pool.close()
+            progress.end()
+        return outcome
 
 
 @dataclass(eq=False)
 class _Worker:
     process: SpawnProcess
     connection: Connection
+    device: str
     run: RunConfig | None = None
     ready: bool = False
 
@@ -94,14 +105,12 @@ class _Pool:
     def __init__(
         self,
         directory: Path,
-        device: str,
         checkpoint_seconds: float,
         progress: Progress,
         outcome: Outcome,
         needed: frozenset[str],
     ) -> None:
-        self.arguments = (directory, device, checkpoint_seconds)
-        self.directory = directory
+        self.arguments = (directory, checkpoint_seconds)
         self.progress = progress
         self.outcome = outcome
         self.needed = needed  # runs that leave their weights, as others start from them
@@ -111,12 +120,14 @@ class _Pool:
         self.stillborn = 0
         self.waited_for: set[str] = set()
 
-    def train(self, runs: Sequence[RunConfig], workers: int) -> None:
-        """Hand out the runs until none is left."""
+    def train(self, runs: Sequence[RunConfig], devices: Sequence[str]) -> None:
+        """Hand out the runs to a worker on each of the devices until none is left."""
         self.queue.extend(runs)
         while self.queue or any(worker.run for worker in self.workers):
-            while self.queue and len(self.workers) < workers:
-                self.workers.append(_start(self.arguments))
+            free = Counter(devices) - Counter(worker.device for worker in self.workers)
+            for device in free.elements():
+                if len(self.queue) > sum(worker.run is None for worker in self.workers):
+                    self.workers.append(_start(device, *self.arguments))
             for worker in [worker for worker in self.workers if worker.run is None]:
                 if self.queue:
                     self._hand_out(worker)
@@ -127,7 +138,7 @@ class _Pool:
                     self._listen(worker)
 
     def close(self) -> None:
-        """End the workers: all is on the disk that has to be."""
+        """End the workers; each writes the checkpoint of the run that it has in hand."""
         for worker in self.workers:
             worker.process.terminate()
         for worker in self.workers:
@@ -164,9 +175,7 @@ class _Pool:
         elif kind == "failed":
             self._fail(run, content)
         else:
-            self.outcome.finished += 1
-            if content["status"] == "diverged":
-                self.outcome.diverged.append(run.run_id)
+            self.outcome.count(run, content)
             self.progress.run(worker.process.pid, run, content)
 
     def _bury(self, worker: _Worker) -> None:
@@ -196,19 +205,23 @@ class _Pool:
         self.progress.note(f"{run.run_id} failed: {why}")
 
 
-def _start(arguments: tuple[Path, str, float]) -> _Worker:
+def _start(device: str, directory: Path, checkpoint_seconds: float) -> _Worker:
     ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=_work, args=(theirs, *arguments), daemon=True)
+    arguments = (theirs, device, directory, checkpoint_seconds)
+    process = multiprocessing.get_context("spawn").Process(target=_work, args=arguments, daemon=True)
     process.start()
     theirs.close()  # so that the end of the worker is the end of the pipe
-    return _Worker(process, ours)
+    return _Worker(process, ours, device)
 
 
-def _work(connection: Connection, directory: Path, device: str, checkpoint_seconds: float) -> None:
+def _work(connection: Connection, device: str, directory: Path, checkpoint_seconds: float) -> None:
     """A worker: train every run that comes through the pipe, until it closes."""
     import signal
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+    # Ctrl-C and a scheduler's warning reach the whole group; the parent ends its workers.
+    for warning in (signal.SIGINT, signal.SIGUSR2):
+        signal.signal(warning, signal.SIG_IGN)
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
     import torch
@@ -216,8 +229,16 @@ def _work(connection: Connection, directory: Path, device: str, checkpoint_secon
     from regrow_lab.train import train
 
     torch.set_num_threads(1)
+    training, stop, spoke = False, False, 0.0
+
+    def end(number: int, frame: object) -> None:
+        nonlocal stop
+        stop = True
+        if not training:
+            sys.exit(STOPPED)
+
+    signal.signal(signal.SIGTERM, end)
     connection.send(("ready", None))
-    spoke = 0.0
 
     def report(row: dict[str, Any]) -> None:
         nonlocal spoke
@@ -230,6 +251,7 @@ def _work(connection: Connection, directory: Path, device: str, checkpoint_secon
             config, keep_weights = connection.recv()
         except EOFError:
             return
+        training = True
         try:
             result = train(
                 config,
@@ -239,8 +261,11 @@ def _work(connection: Connection, directory: Path, device: str, checkpoint_secon
                 keep_weights=keep_weights,
                 report=report,
                 pulse=report,
+                stopping=lambda: stop,
             )
             connection.send(("finished", result))
+        except store.StoppedError:
+            sys.exit(STOPPED)
         except store.ClaimedError as claimed:
             time.sleep(CLAIMED_SECONDS)
             connection.send(("claimed", str(claimed)))
@@ -250,6 +275,9 @@ def _work(connection: Connection, directory: Path, device: str, checkpoint_secon
             path = store.run_folder(directory, config) / "error.txt"
             path.write_text(traceback.format_exc())
             connection.send(("failed", f"{type(error).__name__}: {error} (see {path})"))
+        training = False
+        if stop:
+            sys.exit(STOPPED)
 
 
 def _end_with_parent() -> None:

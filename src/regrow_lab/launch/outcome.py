@@ -1,0 +1,54 @@
+"""What every launcher is, takes and returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from regrow_lab import store
+from regrow_lab.config import RunConfig
+from regrow_lab.progress import Progress
+
+TRIES = 3
+"""How often a run is started whose process dies."""
+
+
+class WorkerError(Exception):
+    """No process can be started that trains."""
+
+
+@dataclass
+class Outcome:
+    """What became of the runs: how many were finished before and now, which diverged, which failed and why."""
+
+    before: int = 0
+    finished: int = 0
+    diverged: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def count(self, run: RunConfig, result: dict[str, Any]) -> None:
+        """Take in a run that was finished now."""
+        self.finished += 1
+        if result["status"] == "diverged":
+            self.diverged.append(run.run_id)
+
+
+class Launcher(Protocol):
+    """Trains runs."""
+
+    def check(self) -> None:
+        """Raise ValueError, with the remedy, if this cannot work here. Nothing is written."""
+
+    def launch(self, runs: Sequence[RunConfig], directory: Path, progress: Progress) -> Outcome:
+        """Train all `runs` that are not finished under `directory`, each once, and say what became of them.
+
+        It may be killed at any moment and called again.
+        """
+        ...
+
+
+def unfinished(runs: Sequence[RunConfig], directory: Path) -> list[RunConfig]:
+    """Those of `runs` that have no result yet."""
+    return [config for config in runs if not store.is_finished(store.run_folder(directory, config))]
