@@ -28,7 +28,7 @@ import torch
 
 import regrow.sparsifier
 from regrow.storage import MaskedLayer
-from regrow_lab import checkpoint, sealed, store
+from regrow_lab import checkpoint, sealed, signals, store
 from regrow_lab import train as training
 from regrow_lab.config import RunConfig
 from regrow_lab.ending import result_of
@@ -80,6 +80,11 @@ def in_a_step(count: int) -> None:
     """Between the backward pass and the optimizer's step, or before the forward pass."""
     before(torch.optim.SGD if count % 2 else torch.nn.Linear, "step" if count % 2 else "forward", at(count, die))
     before(torch.optim.Adam, "step", at(count, die))
+
+
+def told_to_end(count: int) -> None:
+    """SIGTERM, as from SLURM at the end of its time: the run writes a checkpoint and stops."""
+    before(torch.nn.Linear, "forward", at(count, lambda: os.kill(os.getpid(), signal.SIGTERM)))
 
 
 def in_an_update(count: int) -> None:
@@ -149,6 +154,7 @@ FAULTS: dict[str, Callable[[int], None] | None] = {
     "SIGKILL with half the result written": at_a_file("result.json", "half"),
     "SIGKILL before the result is in its place": at_a_file("result.json", "whole"),
     "SIGKILL after the result is in its place": at_a_file("result.json", "after"),
+    "SIGTERM in a training step": told_to_end,
     "disk full in the middle of a checkpoint": full_disk,
 }
 AT_THE_END = tuple(name for name in FAULTS if "weights" in name or "result" in name)
@@ -162,7 +168,12 @@ def attempt(config: RunConfig, folder: Path, arm: Callable[[int], None] | None, 
             if arm is not None:
                 arm(count)
             training.result_of = keeping(folder)  # type: ignore[attr-defined]
-            training.train(config, folder, checkpoint_seconds=0, keep_weights=True)
+            with signals.asking_to_stop() as signalled:
+                training.train(
+                    config, folder, checkpoint_seconds=0, keep_weights=True, stopping=lambda: signalled() != 0
+                )
+        except store.StoppedError:
+            os._exit(signals.TERMINATED)
         except store.NotWrittenError as error:
             os._exit(FULL_DISK if "what was there before is whole" in str(error) else 1)
         except BaseException as error:
@@ -216,7 +227,7 @@ def disturb(config: RunConfig, folder: Path, share: list[str], draw: random.Rand
             if status:
                 break
             restart(config, folder)  # it came to its end before the fault
-        if status not in (0, signal.SIGKILL, FULL_DISK << 8):
+        if status not in (0, signal.SIGKILL, signals.TERMINATED << 8, FULL_DISK << 8):
             raise SystemExit(f"{config.run_id}: {name} ended with status {status}")
         tried[name] += status != 0
     assert attempt(config, folder, None, 0, None) == 0

@@ -21,6 +21,7 @@ from regrow_lab.config import RunConfig
 from regrow_lab.launch import Launcher, Local, Slurm, default_workers
 from regrow_lab.launch.slurm import Resources
 from regrow_lab.progress import bytes_bar, epoch_lines, outcome
+from regrow_lab.signals import asking_to_stop, exit_code, terminating
 from regrow_lab.studies import ALL
 from regrow_lab.study_command import print_report, run_studies, run_study
 
@@ -55,7 +56,7 @@ class Train:
         torch.set_num_threads(self.threads)
         folder = store.run_folder(self.out, config)
         try:
-            with epoch_lines(console, config.total_epochs) as (report, pulse):
+            with asking_to_stop() as signalled, epoch_lines(console, config.total_epochs) as (report, pulse):
                 result = train(
                     config,
                     self.out,
@@ -64,13 +65,17 @@ class Train:
                     keep_weights=True,
                     report=report,
                     pulse=pulse,
+                    stopping=lambda: signalled() != 0,
                 )
-        except store.ClaimedError as claimed:
-            print(f"regrow: {claimed}", file=sys.stderr)
+        except (store.ClaimedError, store.NotWrittenError) as error:
+            print(f"regrow: {error}", file=sys.stderr)
             return 1
-        except KeyboardInterrupt:
+        except store.StoppedError as stopped:
+            print(f"regrow: {stopped} in {folder}; the same command goes on from there", file=sys.stderr)
+            return 128 + signalled()
+        except KeyboardInterrupt as interrupt:
             print(f"regrow: stopped; the same command goes on from the last checkpoint in {folder}", file=sys.stderr)
-            return 130
+            return exit_code(interrupt)
         what = "test accuracy" if result.get("test_bits") is None else "test loss"
         console.print(f"{config.run_id}  {what} {outcome(result).strip()}\n{folder}", soft_wrap=True)
         return 0
@@ -250,15 +255,19 @@ Command = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: returns 0, 1 where a run failed, 2 for a slip of the user, 130 where it was interrupted."""
+    """The command line: returns 0, 1 where a run failed, 2 for a slip of the user, 130 or 143 where it was stopped."""
     try:
-        return _parse(arguments).run()
+        with terminating():
+            return _parse(arguments).run()
+    except store.NotWrittenError as error:
+        print(f"regrow: {error}", file=sys.stderr)
+        return 1
     except ValueError as error:
         print(f"regrow: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("regrow: stopped", file=sys.stderr)
-        return 130
+        return exit_code(interrupt)
 
 
 def _parse(arguments: Sequence[str] | None) -> Train | Study | Flops | Report | Data:

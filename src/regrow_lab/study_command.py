@@ -16,6 +16,7 @@ from regrow_lab.config import RunConfig
 from regrow_lab.launch import Outcome, WorkerError, shard
 from regrow_lab.launch.outcome import unfinished
 from regrow_lab.progress import progress_for
+from regrow_lab.signals import exit_code
 from regrow_lab.studies import ALL, studies_of, study_runs, usual_storage
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def run_studies(options: Study) -> int:
         except ValueError as error:
             print(f"regrow: {name} is left out: {' '.join(str(error).split())}", file=sys.stderr)
             code = 1
-        if code == 130:
+        if code > 128:
             return code
         worst = max(worst, code)
     _print_claims(out)
@@ -65,13 +66,13 @@ def run_study(options: Study, name: str, out: Path | None) -> int:
     except WorkerError as error:
         print(f"regrow: {error}; the same command goes on once that is mended", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         finished = len(mine) - len(unfinished(mine, out))
         print(
             f"regrow: stopped with {finished} of {len(mine)} runs finished; the same command goes on from there",
             file=sys.stderr,
         )
-        return 130
+        return exit_code(interrupt)
     left = len(unfinished(runs, out))
     if options.shard is None or not left:
         print_report(out)

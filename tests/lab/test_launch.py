@@ -113,13 +113,15 @@ def test_a_run_whose_worker_dies_is_started_again_and_at_last_given_up(
 
 def test_a_run_that_cannot_be_trained_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     progress = Recorder()
-    wrong, broken = RunConfig(model="lenet"), RunConfig(epochs=1)
+    wrong, unwritable, broken = RunConfig(model="lenet"), RunConfig(epochs=1), RunConfig(epochs=2)
+    (store.run_folder(tmp_path, unwritable) / "metrics.jsonl").mkdir(parents=True)
     folder = store.run_folder(tmp_path, broken)
-    (folder / "metrics.jsonl").mkdir(parents=True)
-    outcome = Local(workers=1).launch([wrong, broken, RUNS[0]], tmp_path, progress)
+    (folder / "config.json").mkdir(parents=True)
+    outcome = Local(workers=1).launch([wrong, unwritable, broken, RUNS[0]], tmp_path, progress)
     assert progress.finished == [RUNS[0].run_id]
     assert outcome.failed[wrong.run_id].startswith("unknown model 'lenet'")
-    assert outcome.failed[broken.run_id].startswith("NotWrittenError:")
+    assert outcome.failed[unwritable.run_id].endswith("then the same command goes on from it")
+    assert outcome.failed[broken.run_id].startswith("IsADirectoryError:")
     assert "Traceback" in (folder / "error.txt").read_text()
     assert sorted(progress.notes) == sorted(f"{name} failed: {why}" for name, why in outcome.failed.items())
 

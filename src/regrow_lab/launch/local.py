@@ -269,7 +269,7 @@ def _work(connection: Connection, device: str, directory: Path, checkpoint_secon
         except store.ClaimedError as claimed:
             time.sleep(CLAIMED_SECONDS)
             connection.send(("claimed", str(claimed)))
-        except ValueError as error:
+        except (ValueError, store.NotWrittenError) as error:
             connection.send(("failed", str(error)))
         except Exception as error:
             path = store.run_folder(directory, config) / "error.txt"
