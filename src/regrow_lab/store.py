@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from regrow_lab import schema
 from regrow_lab.config import RunConfig
 
 SCHEMA = 1
@@ -72,8 +73,12 @@ def read_run(folder: Path) -> StoredRun:
         raise ValueError(
             f"{folder} is not a run folder (it has no config.json): give one of the folders under DIR/runs"
         )
+    config = read_json(folder / "config.json")
+    schema.check(folder / "config.json", config, schema.CONFIG)
     result = read_json(folder / "result.json") if is_finished(folder) else None
-    return StoredRun(folder, read_json(folder / "config.json"), _read_metrics(folder / "metrics.jsonl"), result)
+    if result is not None:
+        schema.check_result(folder / "result.json", result)
+    return StoredRun(folder, config, _read_metrics(folder / "metrics.jsonl"), result)
 
 
 def is_finished(folder: Path) -> bool:
@@ -187,11 +192,14 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text().split("\n")[:-1]  # what stands behind the last newline was being written
     try:
-        return [json.loads(line) for line in lines]
+        rows = [json.loads(line) for line in lines]
     except ValueError as error:
         raise ValueError(
             f"{path} has a line that is no JSON ({error}): delete the run's folder to have it done again"
         ) from None
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path} has a line that is no object: delete the run's folder to have it done again")
+    return rows
 
 
 @contextmanager

@@ -278,7 +278,7 @@ def test_idx_files_that_are_broken(tmp_path: Path) -> None:
     whole = pictures.idx(torch.arange(10).byte())
     path = tmp_path / "labels"
     for content, message in (
-        (whole[:-1], "is truncated: 17 bytes, its header promises 18"),
+        (whole[:-1], "is truncated or too long: its header promises"),
         (b"\0\0\x0d\x01" + whole[4:], "is no idx file of bytes"),
         (b"", "is no idx file of bytes"),
     ):

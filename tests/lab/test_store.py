@@ -23,7 +23,7 @@ def stored_run(directory: Path, config: RunConfig) -> Path:
     with store.claim(folder):
         store.write_config(folder, config)
         (folder / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n')
-        store.write_json(folder / "result.json", {"status": "finished"})
+        store.write_json(folder / "result.json", {"status": "diverged"})
     return folder
 
 
@@ -35,7 +35,7 @@ def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert run.folder == folder == tmp_path / "runs" / config.run_id
     assert run.config == {"schema": 1, **config.to_dict()}
     assert run.metrics == [{"epoch": 1}, {"epoch": 2}]
-    assert run.result == {"schema": 1, "status": "finished"}
+    assert run.result == {"schema": 1, "status": "diverged"}
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "metrics.jsonl", "result.json"]
 
 

@@ -119,13 +119,13 @@ def decode_files(files: Sequence[Path], image_size: int = 0, *, grey: bool = Tru
 def decode_file(path: Path, image_size: int = 0) -> Tensor:
     """One image, uint8, height × width × 3. Arguments and errors as in `decode_files`."""
     try:
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        from PIL import Image, ImageOps
     except ImportError:
         raise ValueError("image folders are read with pillow, which is not installed: pip install pillow") from None
     try:
         with Image.open(path) as opened:
             image = opened.convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+    except Exception as error:  # a broken image may raise anything, and one of too many pixels is refused by pillow
         raise ValueError(f"{path} is no image that can be read ({error}): repair or delete it") from None
     if image_size:
         image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)

@@ -8,12 +8,15 @@ import math
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor
 
 from regrow_lab.data.source import Decoded, Source
 
+PART, MOST = 2**20, 2**31
+"""Bytes that are read at a time, and those that a file may hold at most (EMNIST, the largest of its kind, has 2^29)."""
 FILES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
@@ -75,18 +78,26 @@ def read_idx(path: Path, md5: str | None = None) -> Tensor:
     content = path.read_bytes()
     if md5 is not None and hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
         raise ValueError(f"{path} is not the published file (its MD5 is not {md5}): fetch it again")
-    if path.suffix == ".gz":
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path} is truncated or no gzip file ({error}): fetch it again") from None
-    if len(content) < 4 or content[:3] != b"\0\0\x08":
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            return _array(file, path)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is truncated or no gzip file ({error}): fetch it again") from None
+
+
+def _array(file: IO[bytes] | gzip.GzipFile, path: Path) -> Tensor:
+    start = file.read(4)
+    if len(start) < 4 or start[:3] != b"\0\0\x08":
         raise ValueError(f"{path} is no idx file of bytes: fetch it again")
-    dimensions = content[3]
-    header = 4 + 4 * dimensions
-    shape = [int.from_bytes(content[4 + 4 * d : 8 + 4 * d]) for d in range(dimensions)]
-    if len(content) != header + math.prod(shape):
-        raise ValueError(
-            f"{path} is truncated: {len(content):,} bytes, its header promises {header + math.prod(shape):,}"
-        )
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8)[header:].view(shape)
+    sizes = file.read(4 * start[3])
+    shape = [int.from_bytes(sizes[4 * d : 4 * d + 4]) for d in range(start[3])]
+    promised = math.prod(shape)
+    if promised > MOST:
+        raise ValueError(f"{path} promises {promised:,} bytes of content, more than {MOST:,}: it is damaged or a trap")
+    content = bytearray()
+    # No more than was promised, a part at a time: neither the header nor a gzip file decides how much memory is taken.
+    while len(content) <= promised and (part := file.read(min(PART, promised + 1 - len(content)))):
+        content += part
+    if len(sizes) != 4 * start[3] or len(content) != promised:
+        raise ValueError(f"{path} is truncated or too long: its header promises {promised:,} bytes of content")
+    return torch.frombuffer(content, dtype=torch.uint8).view(shape) if promised else torch.empty(shape).byte()
