@@ -176,7 +176,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Make `path` a file of these rows, a line each."""
-    lines = [json.dumps(row) + "\n" for row in rows]
+    lines = [_line(row) for row in rows]
     with writing(path), path.open("w") as file:
         file.writelines(lines)
 
@@ -184,7 +184,11 @@ def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 def append_line(path: Path, row: dict[str, Any]) -> None:
     """Add a row to such a file."""
     with writing(path), path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write(_line(row))
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps({"schema": SCHEMA, **row}) + "\n"
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -197,8 +201,10 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
         raise ValueError(
             f"{path} has a line that is no JSON ({error}): delete the run's folder to have it done again"
         ) from None
-    if not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"{path} has a line that is no object: delete the run's folder to have it done again")
+    if not all(isinstance(row, dict) and row.pop("schema", SCHEMA) == SCHEMA for row in rows):
+        raise ValueError(
+            f"{path} has a line that is no object of schema {SCHEMA}: delete the run's folder to have it done again"
+        )
     return rows
 
 

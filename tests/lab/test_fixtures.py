@@ -1,0 +1,70 @@
+"""Files that released versions wrote stay readable."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from fixtures.make import RUN, STEP, attached, net
+
+import regrow
+from regrow_lab import checkpoint, sealed, store
+from regrow_lab.config import RunConfig
+from regrow_lab.methods import net_of
+from regrow_lab.summary import summarise
+from regrow_lab.train import Training
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+VERSIONS = sorted(FIXTURES.glob("schema-*"))
+
+
+def test_every_schema_has_its_files() -> None:
+    assert [path.name for path in VERSIONS] == [f"schema-{number}" for number in range(1, store.SCHEMA + 1)]
+
+
+@pytest.mark.parametrize("folder", VERSIONS, ids=lambda path: path.name)
+def test_every_file_says_its_schema(folder: Path) -> None:
+    number = int(folder.name.removeprefix("schema-"))
+    for path in (folder / "study.json", folder / "run" / "config.json", folder / "run" / "result.json"):
+        assert json.loads(path.read_text())["schema"] == number
+    assert {json.loads(line)["schema"] for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()} == {
+        number
+    }
+    for path in (folder / "checkpoint.pt", folder / "run" / "weights.pt"):
+        assert json.loads(path.read_bytes().partition(b"\n")[0])["schema"] == number
+    assert torch.load(folder / "sparsifier.pt", weights_only=True)["sparsifier"]["version"] == number
+    assert f"regrow compact {number}".encode() in (folder / "net.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("folder", VERSIONS, ids=lambda path: path.name)
+def test_a_finished_run_is_read(folder: Path, tmp_path: Path) -> None:
+    run = store.read_run(folder / "run")
+    assert RunConfig.from_dict({key: value for key, value in run.config.items() if key != "schema"}) == RUN
+    assert [row["epoch"] for row in run.metrics] == [1, 2]
+    [summary] = summarise([run])
+    assert summary.mean == run.result["test_accuracy"]  # type: ignore[index]
+    weights = sealed.load(folder / "run" / "weights.pt", sealed.WEIGHTS)
+    net_of(RUN).load_state_dict(weights["model"])
+    shutil.copy(folder / "study.json", tmp_path)
+    store.open_study(tmp_path, "digits", 3, scale="small", data="", storage="dense")
+
+
+@pytest.mark.parametrize("folder", VERSIONS, ids=lambda path: path.name)
+def test_a_checkpoint_goes_on(folder: Path) -> None:
+    training = Training(RUN, torch.device("cpu"))
+    checkpoint.resume(training, folder / "checkpoint.pt")
+    assert training.step == STEP
+    row = training.run_epoch(lambda: None)
+    assert row["epoch"] == 2
+
+
+@pytest.mark.parametrize("folder", VERSIONS, ids=lambda path: path.name)
+def test_a_sparsifier_and_a_compact_net_are_loaded(folder: Path) -> None:
+    saved = torch.load(folder / "sparsifier.pt", weights_only=True)
+    model, sparsifier = attached()
+    model.load_state_dict(saved["model"])
+    sparsifier.load_state_dict(saved["sparsifier"])
+    compact = regrow.load_compact(net(), folder / "net.safetensors")
+    for name, weight in compact.state_dict().items():
+        assert torch.equal(weight, saved["model"][name])
