@@ -209,6 +209,7 @@ def contours(found: Mapping[Search, Searched]) -> Figure | None:
             diamond = axes.plot([best.alpha], [best.every], marker="D", markersize=8, markerfacecolor="#d55e00", **look)
             handles = {"trial": dots[0], "reference": star[0], "best": diamond[0]}
             axes.set_title(f"{NAMES.get(distribution, distribution)}, S = {sparsity:g}", fontsize=10)
+            axes.use_sticky_edges = False
             axes.margins(0.06)
             axes.set_xlabel("alpha")
             axes.set_ylabel("dT (steps)")
