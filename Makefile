@@ -7,7 +7,7 @@ BIN   := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help study test test-slurm lint format types clean
+.PHONY: help study test test-slurm test-postgres lint format types clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ test: $(READY)  ## run the tests
 
 test-slurm: $(READY)  ## start a SLURM cluster of one node (as root, Debian's packages), and run a study on it
 	@$(BIN)/pytest -q --slurm tests/lab/test_slurm.py $(ARGS)
+
+test-postgres: $(READY)  ## start a PostgreSQL server (Debian's package), and run searches of eight processes on it
+	@$(BIN)/pytest -q --postgres -m postgres tests/lab/test_tuning.py $(ARGS)
 
 lint: $(READY)  ## check style and formatting (ruff)
 	@$(BIN)/ruff check

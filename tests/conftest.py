@@ -12,6 +12,7 @@ torch.set_num_threads(1)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+    parser.addoption("--postgres", action="store_true", help="start a PostgreSQL server, and run the tests on it")
     parser.addoption("--slurm", action="store_true", help="start a SLURM cluster of one node, and run the tests on it")
 
 
@@ -21,6 +22,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         "slurm": "needs a SLURM cluster: make test-slurm"
         if not config.getoption("--slurm")
         else slurm_cluster.missing(),
+        "postgres": None if config.getoption("--postgres") else "needs PostgreSQL: make test-postgres",
         "slow": None if config.getoption("--slow") else "slow: runs with --slow",
     }
     for item in items:

@@ -126,6 +126,50 @@ class Study:
 
 
 @dataclass(frozen=True)
+class Tune:
+    """Search for the best alpha and dT of RigL with TPE, by validation accuracy; or run the grid of figure3 so."""
+
+    name: tyro.conf.Positional[str]
+    """The data to tune on: digits, digits-images, cifar10 or cifar10-jpeg; or figure3."""
+    trials: int = 15
+    """Trials of each search; the first is the reference (alpha .3, dT 100). figure3 has as many as points."""
+    seeds: int = 3
+    """Seeds of every trial."""
+    sparsities: tuple[float, ...] = ()
+    """A search for each; by default .9, .8 and .5."""
+    distributions: tuple[str, ...] = ()
+    """A search for each; by default uniform and erk."""
+    prune: bool = False
+    """Give trials up that are among the worst quarter after a seed."""
+    workers: int | None = None
+    """Processes, one thread each; by default one a core."""
+    storage: str | None = None
+    """postgresql://USER:PASSWORD@HOST/NAME, for workers on several machines; by default a journal in the folder."""
+    study_name: Annotated[str | None, tyro.conf.arg(name="name")] = None
+    """Name of the search in the storage; by default that of the folder."""
+    out: Path | None = None
+    """Folder of the runs. By default runs/tune-NAME, for figure3 runs/figure3."""
+    scale: str = "small"
+    """small, or paper: the paper's nets, data and epochs, for a GPU."""
+    data: str | None = None
+    """Another data set for figure3."""
+    seed: int = 0
+    """Seed of the sampler."""
+    device: str = "cpu"
+    """Where the nets and the data live, in torch's words: cpu, cuda, cuda:1."""
+    checkpoint_seconds: float = 30.0
+    """Time between two checkpoints of a run."""
+    heartbeat_seconds: int = 60
+    """Time between two signs of life of a worker; after twice that another takes its trial."""
+
+    def run(self) -> int:
+        """Do the searches, then write the table and the contours."""
+        from regrow_lab.tuning.command import run_tune
+
+        return run_tune(self)
+
+
+@dataclass(frozen=True)
 class Flops:
     """Count the FLOPs of a model, dense and sparse, for one sample and for training, without training it."""
 
@@ -248,6 +292,7 @@ class Data:
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Study, tyro.conf.subcommand("study")]
+    | Annotated[Tune, tyro.conf.subcommand("tune")]
     | Annotated[Flops, tyro.conf.subcommand("flops")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Data, tyro.conf.subcommand("data")]
@@ -270,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return exit_code(interrupt)
 
 
-def _parse(arguments: Sequence[str] | None) -> Train | Study | Flops | Report | Data:
+def _parse(arguments: Sequence[str] | None) -> Train | Study | Tune | Flops | Report | Data:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):

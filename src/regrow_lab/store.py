@@ -98,7 +98,7 @@ def write_config(folder: Path, config: RunConfig) -> None:
         raise ValueError(f"{path} is of another run than {config.run_id}: give another folder with --out")
 
 
-def open_study(directory: Path, name: str, seeds: int, **settings: str) -> None:
+def open_study(directory: Path, name: str, seeds: int, **settings: Any) -> None:
     """Make `directory` the folder of the study `name` with such `settings` (scale, data), or check that it is.
 
     Raises ValueError if it is a file, the folder of another study, or holds other things.
@@ -106,6 +106,8 @@ def open_study(directory: Path, name: str, seeds: int, **settings: str) -> None:
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"{directory} is a file: give a new or empty folder with --out")
     path = directory / "study.json"
+    # Listed before study.json is looked for: it is the first file of a study that another process begins just now.
+    other = directory.exists() and any(not each.name.startswith(path.name) for each in directory.iterdir())
     if path.exists():
         study = read_json(path)
         if study.get("study") != name:
@@ -119,7 +121,7 @@ def open_study(directory: Path, name: str, seeds: int, **settings: str) -> None:
                     "folder with --out"
                 )
         seeds = max(seeds, study.get("seeds", 0))
-    elif directory.exists() and any(directory.iterdir()):
+    elif other:
         raise ValueError(f"{directory} is not a study folder, and not empty: give a new or empty folder with --out")
     directory.mkdir(parents=True, exist_ok=True)
     write_json(path, {"study": name, "seeds": seeds, **settings})

@@ -97,11 +97,12 @@ def print_report(directory: Path) -> None:
     """Write and print the report of a folder of runs; of a folder of studies each one's, and the page of claims."""
     from regrow_lab.report import write_report
     from regrow_lab.study_report import study_folders
+    from regrow_lab.tuning.report import is_search, write_tuning_report
 
     folders = study_folders(directory)
     for folder in folders or [directory]:
         try:
-            print(write_report(folder))
+            print(write_tuning_report(folder) if is_search(folder) else write_report(folder))
             print(f"report: {folder / 'report'}")
         except ValueError as error:
             if not folders:

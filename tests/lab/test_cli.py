@@ -34,7 +34,7 @@ def test_help_and_slips_do_without_torch(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("", "Expected one of {train, study, flops, report"),
+        ("", "Expected one of {train, study, tune, flops, report"),
         ("bogus", "bogus"),
         ("study", "Missing from regrow study"),
         ("study digit", "unknown study 'digit': choose one of digits"),

@@ -1,0 +1,288 @@
+"""The search for (alpha, dT): what it tries, that it goes on whatever dies, and what its report says."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import postgres_server
+import pytest
+from optuna.trial import TrialState
+from stored import store_run
+
+from regrow_lab import store
+from regrow_lab.cli import main
+from regrow_lab.config import RunConfig
+from regrow_lab.launch import WorkerError
+from regrow_lab.studies import study_runs
+from regrow_lab.train import train
+from regrow_lab.tuning.problem import Problem, problems
+from regrow_lab.tuning.search import ATTRIBUTE, Search, begin, search
+from regrow_lab.tuning.storage import open_storage
+
+SHORT = Problem(
+    name="erk-s0.9", base=RunConfig(method="rigl", sparsity=0.9, epochs=1, every=2, validation=130), seeds=2
+)
+
+
+def trials_of(options: Search, problem: Problem = SHORT) -> list[optuna.trial.FrozenTrial]:
+    storage = open_storage(options.url, options.directory, options.heartbeat_seconds)
+    return optuna.load_study(study_name=options.study_name(problem), storage=storage).get_trials()
+
+
+def points(trials: list[optuna.trial.FrozenTrial]) -> list[dict[str, Any]]:
+    return [trial.params for trial in trials if trial.state == TrialState.COMPLETE]
+
+
+def wait_until(true: Callable[[], object], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it does not come true"
+        time.sleep(0.1)
+
+
+def test_the_points_are_those_of_the_report_scaled_to_the_setting() -> None:
+    found = problems("digits", 3)
+    assert [problem.name for problem in found] == [
+        f"{distribution}-s{sparsity}" for distribution in ("uniform", "erk") for sparsity in (0.9, 0.8, 0.5)
+    ]
+    assert found[0].first == [{"alpha": 0.3, "dT": 100}]
+    runs = found[0].runs({"alpha": 0.3, "dT": 100})
+    assert [run.seed for run in runs] == [0, 1, 2]
+    assert {(run.drop_fraction, run.every, run.validation, run.method) for run in runs} == {(0.3, 20, 130, "rigl")}
+    assert found[0].runs({"alpha": 0.459, "dT": 550})[0].every == 110
+    paper = problems("cifar10", 1, scale="paper")[0]
+    assert paper.runs({"alpha": 0.2, "dT": 50})[0].every == 50
+    assert (paper.base.model, paper.base.validation) == ("wrn-22-2", 5_000)
+
+
+def test_the_grid_of_figure_3_is_that_study_run_for_run() -> None:
+    of_grid = [run for problem in problems("figure3", 2) for point in problem.first for run in problem.runs(point)]
+    assert sorted(run.run_id for run in of_grid) == sorted(run.run_id for run in study_runs("figure3", 2))
+
+
+def test_a_search_tries_the_reference_first_and_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path) -> None:
+    whole = Search(name="s", directory=tmp_path / "whole", trials=4)
+    search(whole, [SHORT], 1, print)
+    tried = trials_of(whole)
+    assert [trial.state for trial in tried] == [TrialState.COMPLETE] * 4
+    assert tried[0].params == {"alpha": 0.3, "dT": 100}
+    results = [train(run, tmp_path / "whole")["validation_accuracy"] for run in SHORT.runs(tried[1].params)]
+    assert tried[1].value == sum(results) / 2
+
+    parts = Search(name="s", directory=tmp_path / "parts", trials=2)
+    search(parts, [SHORT], 1, print)
+    search(Search(name="s", directory=tmp_path / "parts", trials=4), [SHORT], 1, print)
+    assert points(trials_of(parts)) == points(tried)
+    assert [trial.value for trial in trials_of(parts)] == [trial.value for trial in tried]
+
+
+def test_runs_that_stand_are_not_trained_again(tmp_path: Path) -> None:
+    before = [train(run, tmp_path) for run in SHORT.runs({"alpha": 0.3, "dT": 100})]
+    search(Search(name="s", directory=tmp_path, trials=1), [SHORT], 1, print)
+    assert [train(run, tmp_path) for run in SHORT.runs({"alpha": 0.3, "dT": 100})] == before
+    assert len(store.read_runs(tmp_path)) == 2
+
+
+def test_a_killed_worker_does_not_lose_its_trial(tmp_path: Path) -> None:
+    options = Search(name="s", directory=tmp_path, trials=3)
+    base = RunConfig(method="rigl", sparsity=0.9, epochs=20, every=2, validation=130)
+    long = Problem(name="erk-s0.9", base=base, seeds=1)
+    said: list[str] = []
+    thread = threading.Thread(target=search, args=(options, [long], 1, said.append))
+    thread.start()
+    wait_until(lambda: list(tmp_path.glob("runs/*/metrics.jsonl")))
+    [worker] = _children("spawn_main")
+    os.kill(worker, signal.SIGKILL)
+    thread.join(120)
+    assert any("worker 0 died (exit code -9): another takes its trial over" in line for line in said)
+    tried = trials_of(options, long)
+    assert [trial.state for trial in tried].count(TrialState.COMPLETE) == 3
+    assert tried[0].state == TrialState.FAIL
+    assert points(tried)[0] == tried[0].params == {"alpha": 0.3, "dT": 100}
+
+
+def _children(words: str) -> list[int]:
+    """Processes of ours whose command line has these words."""
+    found = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", words], capture_output=True, text=True)
+    return [int(word) for word in found.stdout.split()]
+
+
+def test_hopeless_trials_are_given_up_where_it_is_asked_for(tmp_path: Path) -> None:
+    options = Search(name="s", directory=tmp_path, trials=9, prune=True)
+    said: list[str] = []
+    search(options, [SHORT], 1, said.append)
+    states = [trial.state for trial in trials_of(options)]
+    assert len(states) == 9
+    assert set(states) == {TrialState.COMPLETE, TrialState.PRUNED}
+    assert states[:5] == [TrialState.COMPLETE] * 5
+    assert sum("given up after 1 seeds" in line for line in said) == states.count(TrialState.PRUNED)
+
+
+def test_a_search_with_other_settings_is_refused(tmp_path: Path) -> None:
+    options = Search(name="s", directory=tmp_path, trials=1)
+    begin(options, [SHORT])
+    other = Problem(name=SHORT.name, base=SHORT.base, seeds=3)
+    with pytest.raises(ValueError, match=r"holds a search 's-erk-s0\.9' with other settings or seeds: give another"):
+        begin(options, [other])
+
+
+@pytest.mark.parametrize("deleted", [True, False], ids=["deleted", "changed"])
+def test_a_search_that_is_changed_while_it_goes_on_is_said_in_a_line(deleted: bool, tmp_path: Path) -> None:
+    options = Search(name="s", directory=tmp_path, trials=50)
+
+    def meddle(line: str) -> None:
+        storage = open_storage(None, tmp_path, 60)
+        name = options.study_name(SHORT)
+        if not deleted:
+            optuna.load_study(study_name=name, storage=storage).set_user_attr(ATTRIBUTE, "other")
+        elif name in optuna.get_all_study_names(storage):
+            optuna.delete_study(study_name=name, storage=storage)
+
+    with pytest.raises(WorkerError, match=r"^the search 's-erk-s0\.9' was (deleted|changed)") as caught:
+        search(options, [SHORT], 1, meddle)
+    assert str(tmp_path) in str(caught.value)
+    assert len(store.read_runs(tmp_path)) >= 2
+
+
+def test_the_command_writes_table_4_and_the_contours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    scores = {(0.3, 20): 90.0, (0.1, 10): 88.0, (0.6, 40): 95.0, (0.2, 200): 91.0, (0.5, 100): 93.0}
+    for (alpha, every), score in scores.items():
+        for seed in range(3):
+            result = {"validation_accuracy": score + seed, "validation_loss": 0.1}
+            settings = {"drop_fraction": alpha, "every": every, "validation": 130}
+            store_run(out, "rigl", 0.9, score - 1 + seed, seed, "erk", result, **settings)
+    store_run(out, "rigl", 0.9, 99.0, 0, "erk", {"validation_accuracy": 99.9}, drop_fraction=0.4, validation=130)
+    store.write_json(out / "study.json", {"study": "tune-digits", "seeds": 3, "reference": {"alpha": 0.3, "every": 20}})
+    assert main(["report", str(out)]) == 0
+    assert "1 points were given up, or are not finished." in capsys.readouterr().out
+    [row] = csv.DictReader((out / "report" / "table4.csv").read_text().splitlines())
+    assert (row["Method"], row["trials"], row["reference"]) == ("RigL (ERK)", "5", "90.0 ± 1.00")
+    assert (row["alpha"], row["dT"], row["tuned"], row["gain"]) == ("0.600", "40", "95.0 ± 1.00", "+5.0")
+    assert row["paper: tuned (alpha, dT)"] == "92.4 ± 0.23 (0.416, 200)"
+    for file in ("contours.png", "contours.pdf", "report.md", "table4.md"):
+        assert (out / "report" / file).stat().st_size > 500
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    options = ["--trials", "1", "--seeds", "1", "--sparsities", "0.9", "--distributions", "erk", "--workers", "1"]
+    assert main(["tune", "digits", "--out", str(out), *options]) == 0
+    said = capsys.readouterr().out
+    assert "trial   1/1  alpha 0.3, dT 20" in said
+    assert "Reference and tuned (alpha, dT), lenet-300-100 on digits" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("digits --trials 0", "trials must be 1 or more, given 0"),
+        ("digits --seeds 0", "a trial needs 1 seed or more, given 0"),
+        ("mnist", "the small scale is for digits"),
+        ("digits --distributions best", "unknown distribution 'best': choose one of uniform, erk"),
+        ("digits --sparsities 1.5", "sparsity 1.5 is outside [0, 1)"),
+        ("digits --storage sqlite:///x.db", "given sqlite:///x.db; without --storage a journal on the disk is used"),
+        ("digits --storage nonsense", "a database is given as postgresql://USER:PASSWORD@HOST:PORT/NAME"),
+        ("digits --storage postgresql://me:secret@127.0.0.1:1/x", "me:***@127.0.0.1:1/x cannot be used"),
+    ],
+)
+def test_bad_wishes_are_one_line_and_write_nothing(
+    arguments: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tune", *arguments.split(), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("regrow: ")
+    assert message in said
+    assert "secret" not in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    folder = tmp_path_factory.mktemp("postgres")
+    yield postgres_server.start(folder), folder
+    postgres_server.stop(folder)
+
+
+@pytest.mark.postgres
+def test_eight_processes_share_a_search_in_postgresql_and_two_are_killed(
+    postgres: tuple[str, Path], tmp_path: Path
+) -> None:
+    url, _ = postgres
+    arguments = ["tune", "digits", "--storage", url, "--name", "eight", "--trials", "24", "--seeds", "2"]
+    arguments += ["--sparsities", "0.9", "--distributions", "erk", "--workers", "1", "--heartbeat-seconds", "3"]
+    # Each on a machine of its own, so to say: four folders for eight processes.
+    commands = [
+        subprocess.Popen(
+            [sys.executable, "-m", "regrow_lab", *arguments, "--out", str(tmp_path / f"{number % 4}")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        for number in range(8)
+    ]
+    options = Search(name="eight", directory=tmp_path, url=url, heartbeat_seconds=3)
+    problem = problems("digits", 2, sparsities=[0.9], distributions=["erk"])[0]
+
+    def in_state(state: TrialState) -> list[optuna.trial.FrozenTrial]:
+        return [trial for trial in trials_of(options, problem) if trial.state == state]
+
+    def at_work() -> set[int]:
+        workers = {trial.user_attrs["worker"] for trial in in_state(TrialState.RUNNING) if "worker" in trial.user_attrs}
+        return {os.getpgid(int(worker.split()[0])) for worker in workers}
+
+    wait_until(lambda: len(at_work()) >= 2, 200)
+    killed = sorted(at_work())[:2]
+    for group in killed:
+        os.killpg(group, signal.SIGKILL)
+    for command in commands:
+        said, _ = command.communicate(timeout=300)
+        assert command.returncode == (-signal.SIGKILL if command.pid in killed else 0), said
+    tried = trials_of(options, problem)
+    assert len(in_state(TrialState.COMPLETE)) == 24
+    assert not in_state(TrialState.RUNNING)
+    assert not in_state(TrialState.WAITING)
+    lost = [trial for trial in tried if trial.state == TrialState.FAIL and "worker" in trial.user_attrs]
+    assert 1 <= len(lost) <= 2
+    assert all(trial.params in points(tried) for trial in lost), "the trials of the killed are done by others"
+    assert {"alpha": 0.3, "dT": 100} in points(tried)
+    assert len({trial.user_attrs["worker"] for trial in tried if "worker" in trial.user_attrs}) >= 3
+
+
+@pytest.mark.postgres
+def test_a_wrong_password_is_one_line(
+    postgres: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = postgres[0].replace(postgres_server.PASSWORD, "guess")
+    assert main(["tune", "digits", "--storage", url, "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert 'password authentication failed for user "regrow"' in said
+    assert "guess" not in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.postgres
+def test_a_database_that_goes_away_costs_nothing_that_was_trained(tmp_path: Path) -> None:
+    url = postgres_server.start(tmp_path / "server")
+    options = Search(name="s", directory=tmp_path / "out", url=url, trials=50)
+    stopped = []
+
+    def meddle(line: str) -> None:
+        if not stopped:
+            stopped.append(True)
+            postgres_server.stop(tmp_path / "server")
+
+    with pytest.raises(WorkerError, match=r"^the database is gone"):
+        search(options, [SHORT], 1, meddle)
+    assert sum(run.result is not None for run in store.read_runs(tmp_path / "out")) >= 2
