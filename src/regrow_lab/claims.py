@@ -32,10 +32,10 @@ class Verdict:
 
     @property
     def word(self) -> str:
-        """holds, does not hold, or not tested.
+        """holds, does not hold, not shown, or not tested.
 
-        above: some cells beyond the noise for it, and more than against it. no worse: fewer than one cell in ten is
-        beyond the noise against it.
+        above: some cells beyond the noise for it, and more than against it; not shown where all are within the noise.
+        no worse: fewer than one cell in ten is beyond the noise against it.
         """
         if not self.pairs:
             return "not tested"
@@ -43,6 +43,8 @@ class Verdict:
         holds = behind <= len(self.pairs) / 10 if self.claim.says == "no worse" else ahead > behind and ahead > 0
         if self.claim.says == "above" and behind > len(self.pairs) / 4:
             holds = False
+        if self.claim.says == "above" and not ahead and not behind:
+            return "not shown"
         return "holds" if holds else "does not hold"
 
     def count(self, sign: int) -> int:
@@ -161,7 +163,7 @@ def claims_page(studies: Mapping[str, Sequence[Summary]], scales: Mapping[str, s
         "",
         "A cell is one method at one sparsity, over its seeds. Two cells differ beyond noise where Welch's t-test says "
         'so at 5 %. "Above" (or "below", "worse") holds where more cells are on its side than against it, and at most '
-        'a quarter are against it; "no worse" holds where at most a tenth are below, which is also what runs too noisy '
+        'a quarter are against it; it is not shown where every cell is within noise. "No worse" holds where at most a tenth are below, which is also what runs too noisy '
         "to tell would give: mind the number within. Cells with fewer than two finished seeds, and those under "
         f"{COLLAPSED:.0%} of the dense accuracy, are left out. Some one cell in twenty goes beyond noise by chance.",
         "",

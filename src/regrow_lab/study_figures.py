@@ -210,9 +210,13 @@ def _done(figure: Figure, all_axes: Sequence[Axes], note: str) -> Figure:
         entries.setdefault(label, handle)
     same = all(axes.get_legend_handles_labels()[1] == list(entries) for axes in all_axes)
     if same:
-        figure.legend([*entries.values()], [*entries], loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+        # The note is the legend's title: constrained layout lets two things below the axes overlap.
+        figure.legend(
+            [*entries.values()], [*entries], loc="outside lower center", ncols=4, frameon=False, fontsize=8,
+            title=note or None, title_fontsize=8,
+        )  # fmt: skip
     else:
         for axes in all_axes:
             axes.legend(fontsize=8, frameon=False)
-    figure.supxlabel(note, fontsize=8, color="#555555")
+        figure.supxlabel(note, fontsize=8, color="#555555")
     return figure

@@ -148,12 +148,12 @@ def test_claims_hold_or_not_by_the_stored_runs_alone(tmp_path: Path) -> None:
 def test_what_is_noise_or_a_single_seed_or_a_collapse_is_no_support(tmp_path: Path) -> None:
     seeds(tmp_path / "noise", "rigl", 0.9, mean=97.0, spread=2.0)
     seeds(tmp_path / "noise", "set", 0.9, mean=96.0, spread=2.0)
-    assert verdicts(tmp_path / "noise")["RigL is above SET"] == ("does not hold", 1)
+    assert verdicts(tmp_path / "noise")["RigL is above SET"] == ("not shown", 1)
     for method, mean in (("rigl", 97.0), ("set", 90.0)):
         seeds(tmp_path / "single", method, 0.9, mean=mean, number=1)
         seeds(tmp_path / "flat", method, 0.9, mean=mean, spread=0.0)
     assert verdicts(tmp_path / "single")["RigL is above SET"] == ("not tested", 0)
-    assert verdicts(tmp_path / "flat")["RigL is above SET"] == ("does not hold", 1)  # no spread, nothing to judge by
+    assert verdicts(tmp_path / "flat")["RigL is above SET"] == ("not shown", 1)  # no spread, nothing to judge by
     seeds(tmp_path / "collapse", "dense", 0.0, mean=98.0)
     seeds(tmp_path / "collapse", "rigl", 0.99, mean=40.0)
     seeds(tmp_path / "collapse", "set", 0.99, mean=20.0)
