@@ -1,4 +1,4 @@
-"""Runs the tests that hold each promise, a campaign of faults, the fuzzers; writes what they gave to docs/reliability.md.
+"""Runs the tests that hold each promise, faults and fuzzers, and writes their figures into docs/reliability.md.
 
     python benchmarks/reliability.py [--faults 120] [--fuzz-seconds 20] [--slow]
 
