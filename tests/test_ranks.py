@@ -78,3 +78,16 @@ def test_parts_of_a_batch_on_many_ranks_give_the_masks_of_the_whole_batch_on_one
             assert torch.equal(found, value)
         else:
             torch.testing.assert_close(found, value, rtol=1e-9, atol=1e-12)
+
+
+def seeds_of_their_own(rank: int, world: int, folder: Path) -> None:
+    model = mlp(seed=0)
+    with pytest.raises(ValueError, match=r"the ranks were given the seeds \[0, 1\]: pass the same"):
+        regrow.attach(DistributedDataParallel(model), sgd(model), RECIPES["set"], seed=rank)
+    regrow.attach(DistributedDataParallel(model), sgd(model), RECIPES["set"], seed=7)
+    (folder / f"{rank}").touch()
+
+
+def test_seeds_that_differ_among_the_ranks_are_refused(tmp_path: Path) -> None:
+    launch(seeds_of_their_own, 2, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]

@@ -12,7 +12,7 @@ from regrow.algorithm import Algorithm, initial_masks
 from regrow.compaction.storage import CompactStorage, check_compact
 from regrow.layers import Layer, find_layers, select_layers, unwrap
 from regrow.scores import Evidence, random
-from regrow.shards import evidence_for
+from regrow.shards import check_same_seed, evidence_for
 from regrow.sparsifier import Group, Sparsifier, attached_sparsifiers
 from regrow.storage import DenseStorage, MaskedLayer, Storage
 
@@ -55,7 +55,8 @@ def attach(
     Raises:
         ValueError: a pattern matches nothing, the budget cannot be met, the optimizer is unfit or does not hold the
             weights, the model has no sparsifiable layer, is on the meta device, is attached to already, or is sparse
-            already and would lose what is left of it; compact storage cannot do what the recipe or optimizer needs.
+            already and would lose what is left of it; compact storage cannot do what the recipe or optimizer needs;
+            the ranks of a model in DistributedDataParallel or fully_shard were given different seeds.
 
     >>> import regrow
     >>> model = nn.Sequential(nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 10))
@@ -71,6 +72,7 @@ def attach(
     given, model = model, unwrap(model)
     layers = find_layers(model, include, exclude)
     _check_parameters(model, optimizer, layers)
+    check_same_seed(given, seed)
     groups, assigned = [], assign(layers, algorithm)
     if storage == "compact":
         check_compact(given, optimizer, [record for _, record in assigned])

@@ -5,7 +5,8 @@ Every rank must call :func:`whole` for the same tensors in the same order; an or
 
 from typing import Any, cast
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from regrow.scores import Evidence
 
@@ -35,6 +36,23 @@ def cut_like(tensor: Tensor, reference: Tensor) -> Tensor:
     everywhere = [Replicate()] * reference.device_mesh.ndim
     known = DTensor.from_local(tensor, reference.device_mesh, everywhere, run_check=False)
     return known.redistribute(placements=reference.placements).clone()  # a piece would keep the whole alive
+
+
+def check_same_seed(model: nn.Module, seed: int) -> None:
+    """Refuses seeds that differ among the ranks of a model that several train: their masks would differ.
+
+    Raises:
+        ValueError: on every rank, with the seeds of all.
+    """
+    group = None
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        group = model.process_group
+    elif not any(is_cut(parameter) for parameter in model.parameters()):
+        return
+    seeds = [0] * torch.distributed.get_world_size(group)
+    torch.distributed.all_gather_object(seeds, seed, group)
+    if len(set(seeds)) > 1:
+        raise ValueError(f"the ranks were given the seeds {seeds}: pass the same seed= on all, or their masks differ")
 
 
 class GatheredEvidence(Evidence):

@@ -164,7 +164,8 @@ def claims_page(studies: Mapping[str, Sequence[Summary]], scales: Mapping[str, s
         "A cell is one method at one sparsity, over its seeds. Two cells differ beyond noise where Welch's t-test says "
         'so at 5 %. "Above" (or "below", "worse") holds where more cells are on its side than against it, and at most '
         'a quarter are against it; it is not shown where every cell is within noise. "No worse" holds where at most a '
-        "tenth are below, which is also what runs too noisy to tell would give: mind the number within. Cells with fewer than two finished seeds, and those under "
+        "tenth are below, which is also what runs too noisy to tell would give: mind the number within. Cells with "
+        "fewer than two finished seeds, and those under "
         f"{COLLAPSED:.0%} of the dense accuracy, are left out. Some one cell in twenty goes beyond noise by chance.",
         "",
         "## What the runs are",
