@@ -64,7 +64,10 @@ def faults(number: int) -> Iterable[str]:
     """A line for each kind of fault."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "tests/faults.py", folder, "--faults", str(number)]
-        found = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if not done.stdout:
+        sys.exit(f"the campaign of faults did not come to its end:\n{done.stderr[-3000:]}")
+    found = json.loads(done.stdout)
     print(found, flush=True)
     yield "| fault | tried | survived bit for bit |"
     yield "|---|--:|--:|"
