@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from rich.console import Console
 
 from regrow_lab import store
 from regrow_lab.config import RunConfig
-from regrow_lab.launch import Launcher, Local, Slurm, default_workers
+from regrow_lab.launch import Launcher, Local, Slurm, Torchrun, default_workers
 from regrow_lab.launch.slurm import Resources
 from regrow_lab.progress import bytes_bar, epoch_lines, outcome
 from regrow_lab.signals import asking_to_stop, exit_code, terminating
@@ -30,7 +31,10 @@ from regrow_lab.study_command import print_report, run_studies, run_study
 
 @dataclass(frozen=True)
 class Train:
-    """Train one run in its folder under OUT/runs; a run that was stopped goes on, a finished one is only shown."""
+    """Train one run in its folder under OUT/runs; a run that was stopped goes on, a finished one is only shown.
+
+    On several processes: torchrun --nproc-per-node 2 -m regrow_lab train ...
+    """
 
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
     out: Path = Path("runs/train")
@@ -44,23 +48,26 @@ class Train:
 
     def run(self) -> int:
         """Train, with a line an epoch."""
-        config, console = self.config, Console(highlight=False)
+        config = self.config
         if config.method != "dense" and not config.sparsity:
             raise ValueError(f"method {config.method} needs a sparsity: add --sparsity 0.9, or choose --method dense")
         if self.threads < 1:
             raise ValueError(f"threads must be 1 or more, given {self.threads}")
         import torch
 
+        from regrow_lab import ranks
         from regrow_lab.train import train
 
         torch.set_num_threads(self.threads)
         folder = store.run_folder(self.out, config)
+        device = ranks.begin(self.device)
+        console = Console(highlight=False, quiet=ranks.rank() > 0)
         try:
             with asking_to_stop() as signalled, epoch_lines(console, config.total_epochs) as (report, pulse):
                 result = train(
                     config,
                     self.out,
-                    device=self.device,
+                    device=device,
                     checkpoint_seconds=self.checkpoint_seconds,
                     keep_weights=True,
                     report=report,
@@ -72,10 +79,12 @@ class Train:
             return 1
         except store.StoppedError as stopped:
             print(f"regrow: {stopped} in {folder}; the same command goes on from there", file=sys.stderr)
-            return 128 + signalled()
+            return 128 + (signalled() or signal.SIGTERM)
         except KeyboardInterrupt as interrupt:
             print(f"regrow: stopped; the same command goes on from the last checkpoint in {folder}", file=sys.stderr)
             return exit_code(interrupt)
+        finally:
+            ranks.end()
         what = "test accuracy" if result.get("test_bits") is None else "test loss"
         console.print(f"{config.run_id}  {what} {outcome(result).strip()}\n{folder}", soft_wrap=True)
         return 0
@@ -91,10 +100,12 @@ class Study:
     """Seeds of every setting, from 0."""
     workers: int | None = None
     """Processes, one thread each; by default one a core. On GPUs the runs that share each of them; by default 1."""
-    launcher: Literal["local", "slurm"] = "local"
-    """Where the runs are trained: on this machine; or in jobs of SLURM."""
+    launcher: Literal["local", "slurm", "torchrun"] = "local"
+    """Where the runs are trained: on this machine; in jobs of SLURM; or one after another, each on all `processes`."""
     shard: str | None = None
     """i/n: do only part i of n, for schedulers that the lab does not know. The parts share one folder."""
+    processes: int = 2
+    """Processes of a data-parallel run, with the launcher torchrun."""
     slurm: Resources = field(default_factory=Resources)
     """What each job asks SLURM for, with the launcher slurm."""
     out: Path | None = None
@@ -114,6 +125,8 @@ class Study:
 
     def runner(self) -> Launcher:
         """The launcher that these options describe. Raises ValueError if it cannot work here."""
+        if self.launcher == "torchrun":
+            return Torchrun(processes=self.processes, device=self.device, checkpoint_seconds=self.checkpoint_seconds)
         on_slurm = self.launcher == "slurm"
         usual = 1 if self.device != "cpu" else self.slurm.cpus if on_slurm else default_workers()
         workers = usual if self.workers is None else self.workers

@@ -8,6 +8,8 @@ import sys
 
 import torch
 
+from regrow_lab import ranks
+
 
 def device_named(name: str) -> torch.device:
     """The device, refused with ValueError where there is none of that name."""
@@ -30,6 +32,7 @@ def peak_memory(device: torch.device) -> int:
 
 def describe(device: torch.device) -> str:
     """The device in words."""
+    processes = f", {ranks.world()} processes" if ranks.world() > 1 else ""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} thread"
+        return f"{torch.cuda.get_device_name(device)}{processes}"
+    return f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} thread{processes}"

@@ -32,6 +32,10 @@ FIGURES = {
 """File name without its ending -> caption and the function that draws it."""
 
 
+MOST_ROWS = 60
+"""Rows of the table that a figure has room for; nobody can tell more lines apart, and drawing them takes minutes."""
+
+
 def write_report(directory: Path | str, console: Console | None = None) -> str:
     """Write the tables and figures of the runs under `directory` to its folder `report`, and return the table as text.
 
@@ -58,7 +62,7 @@ def write_report(directory: Path | str, console: Console | None = None) -> str:
     tables = make_tables(summaries)
     beside = study_tables(study, summaries)
     figures = {**dict(_figures(study, summaries)), **dict(study_pictures(study, runs, summaries))}
-    missing = _missing(directory, study, runs)
+    missing = [*_missing(directory, study, runs), *_left_out(study, summaries)]
     files = {
         "table.md": "\n".join(f"**{table.title}**\n\n{to_markdown(table)}" for table in tables).encode(),
         "table.tex": "\n".join(to_latex(table) for table in tables).encode(),
@@ -91,11 +95,25 @@ def _figures(study: Mapping[str, Any], summaries: Sequence[Summary]) -> Iterable
         (kind, list(same)) for kind, same in itertools.groupby(summaries, key=lambda each: (each.model, each.data))
     ]
     for (model, data), same in kinds:
+        if _rows(same) > MOST_ROWS:
+            continue
         suffix = f"-{model}-{data}" if len(kinds) > 1 else ""
         for name, (caption, draw) in FIGURES.items():
             figure = draw(same)
             if figure is not None:
                 yield name + suffix, (f"{caption}, {model} on {data}", figure)
+
+
+def _rows(summaries: Sequence[Summary]) -> int:
+    return len({summary.row for summary in summaries})
+
+
+def _left_out(study: Mapping[str, Any], summaries: Sequence[Summary]) -> list[str]:
+    """A sentence on the figures that are not drawn, if some are not."""
+    rows = _rows(summaries)
+    if study.get("study") in OWN_FIGURES or rows <= MOST_ROWS:
+        return []
+    return [f"{rows} rows are too many for figures of up to {MOST_ROWS} lines: those are left out."]
 
 
 def _image(figure: Figure, kind: str, metadata: Mapping[str, None]) -> bytes:

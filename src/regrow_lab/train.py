@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import regrow
-from regrow_lab import checkpoint, sealed, store
+from regrow_lab import checkpoint, ranks, sealed, store
 from regrow_lab.config import RunConfig
 from regrow_lab.data import load_data
 from regrow_lab.data.batches import Part
@@ -33,6 +33,8 @@ from regrow_lab.origin import Origin, begun_with, first_weights, mask_step, mask
 
 EXPLODED = 1e4
 """A loss above this counts as diverged; at chance, cross-entropy is the logarithm of the number of classes."""
+FINISHED = -1
+"""What the first rank tells the others in place of a step once the run has its result."""
 PULSE_SECONDS = 1.0
 """Time between two signs of life inside an epoch."""
 
@@ -89,13 +91,17 @@ def train(
         )
         origin = Origin.read(store.run_folder(home, needed), device_named(device))
     training = Training(config, device_named(device), origin)
+    if ranks.rank() > 0:
+        return _follow(training, folder)
     with store.claim(folder):
         if store.is_finished(folder):
+            ranks.told(FINISHED)
             return store.read_json(folder / "result.json")
         store.write_config(folder, config)
         path = folder / "checkpoint.pt"
         if path.exists():
             checkpoint.resume(training, path)
+        ranks.told(training.step)
         due, next_pulse = time.monotonic() + checkpoint_seconds, time.monotonic() + PULSE_SECONDS
 
         def before_step() -> None:
@@ -117,11 +123,30 @@ def train(
             row = training.run_epoch(before_step)
             store.append_line(metrics, row)
             report(row | {"samples_per_second": training.samples_per_second})
+        ranks.check_masks(training.weights()["masks"])
         result = training.result()
         if keep_weights:
             sealed.save(folder / "weights.pt", sealed.WEIGHTS, training.weights())
         store.write_json(folder / "result.json", result)
+    ranks.told(FINISHED)
     store.sweep(folder)
+    return store.read_json(folder / "result.json")
+
+
+def _follow(training: Training, folder: Path) -> dict[str, Any]:
+    """What every rank but the first does: the same steps from the same checkpoint. It writes nothing."""
+    try:
+        step = ranks.told(0)
+        if step > 0:
+            checkpoint.resume(training, folder / "checkpoint.pt")
+        if step != FINISHED:
+            while not training.done:
+                training.run_epoch(lambda: None)
+            ranks.check_masks(training.weights()["masks"])
+            ranks.told(0)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise store.StoppedError(f"rank {ranks.rank()} stopped, as another is gone ({reason})") from error
     return store.read_json(folder / "result.json")
 
 
@@ -163,6 +188,7 @@ class Training:
         if example.dim() == 4:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward = torch.compile(self.model, dynamic=False) if config.compiled else self.model
+        self.replicated: torch.nn.Module | None = None
         self.optimizer = optimizer_of(config, self.model)
         self.shapes = [tuple(p.shape) for group in self.optimizer.param_groups for p in group["params"]]
         self.flops = regrow.count_flops(self.model, example)
@@ -202,24 +228,28 @@ class Training:
         parameters = list(self.model.parameters())
         self.took_up = time.perf_counter(), self.step
         self.model.train()
-        for inputs, labels in self.data.train.batches(
-            order, config.batch_size, seed=config.seed, epoch=epoch, first=first
-        ):
+        if self.replicated is None:  # not before a checkpoint is taken up, and the masks are on
+            self.replicated = ranks.replicated(self.forward, self.device)  # type: ignore[arg-type]
+        for batch in self.data.train.batches(order, config.batch_size, seed=config.seed, epoch=epoch, first=first):
             before_step()
             self._put_masks_on()
+            inputs, labels = part = ranks.part_of(batch)
+            ranks.reseed(config.seed, self.step)
             rate = learning_rate(config, self.step, self.total_steps)
             for group in groups:
                 group["lr"] = rate
             with self.precision():
-                outputs = self.forward(inputs)
+                outputs = self.replicated(inputs)
             loss = loss_of(outputs.float(), labels, label_smoothing=config.label_smoothing)
+            if ranks.world() > 1:
+                loss = loss * ranks.weight_of(part, batch)
             loss.backward()
             if config.clip:
                 torch.nn.utils.clip_grad_norm_(parameters, config.clip)
             optimizer.step()
             for parameter in parameters:  # optimizer.zero_grad() looks for a profiler too: 5 % of a step on the digits
                 parameter.grad = None
-            self.losses.append(loss.detach())
+            self.losses.append(ranks.mean(loss.detach()))
             self.step += 1
         return self._close_epoch(rate, first)
 

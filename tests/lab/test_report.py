@@ -115,3 +115,12 @@ def test_what_is_no_folder_of_runs_is_refused(tmp_path: Path) -> None:
 def test_torch_is_not_imported() -> None:
     code = "import sys, regrow_lab.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_figures_are_left_out_where_nobody_could_tell_their_lines_apart(tmp_path: Path) -> None:
+    for number in range(61):
+        store_run(tmp_path, "set", 0.9, 97.0, 0, "erk", drop_fraction=(number + 1) / 100)
+    text = write_report(tmp_path)
+    assert "61 rows are too many for figures of up to 60 lines: those are left out." in text
+    assert not list((tmp_path / "report").glob("*.png"))
+    assert (tmp_path / "report" / "table.md").exists()
