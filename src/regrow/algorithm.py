@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from regrow.compaction import selection
 from regrow.distributions import Distribution, check_sparsity, erk, total_alive
 from regrow.layers import Layer
 from regrow.patterns import Pattern, unstructured
@@ -91,6 +92,9 @@ def select(scores: Tensor, count: int, among: Tensor) -> Tensor:
     """
     if count == 0:
         return torch.zeros_like(among)
+    found = selection.select(scores, count, among)
+    if found is not None:
+        return found
     if int(among.count_nonzero()) < among.numel() * FEW:
         # The alive of a sparse net: what follows passes over the candidates alone.
         places = among.flatten().nonzero().squeeze(1)
@@ -173,7 +177,7 @@ def updated_masks(
     """
     pattern = algorithm.pattern
     sizes = {name: grid.size for name, grid in _grids(algorithm, evidence).items()}
-    now = {name: int(pattern.units(known.alive).sum()) for name, known in evidence.items()}
+    now = {name: int(pattern.units(known.alive).count_nonzero()) for name, known in evidence.items()}
     movable = {name: known for name, known in evidence.items() if name not in frozen}
     budgets = _budgets(algorithm, step, now, evidence, movable)
     share = algorithm.fraction(step) if algorithm.grow is not None else 0.0

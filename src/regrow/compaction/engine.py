@@ -20,7 +20,7 @@ where the CPU has the instruction, and sums in float32; values, gradients of val
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float64: 
 
 
 @functools.cache
-def _native() -> Any:
+def _extension() -> Any:
     try:
         from regrow.compaction import _engine  # type: ignore[attr-defined, unused-ignore]
     except ImportError as error:
@@ -55,7 +55,7 @@ def _native() -> Any:
 
 def available() -> bool:
     """Whether the compiled extension is installed."""
-    return not isinstance(_native(), ImportError)
+    return not isinstance(_extension(), ImportError)
 
 
 def unavailable_reason() -> str | None:
@@ -63,20 +63,25 @@ def unavailable_reason() -> str | None:
     if available():
         return None
     return (
-        f"regrow was installed without its compiled engine ({_native()}). "
+        f"regrow was installed without its compiled engine ({_extension()}). "
         "Install a C++ compiler (g++ or clang++) and reinstall regrow from source: pip install --force-reinstall regrow"
     )
 
 
 def instruction_set() -> str:
     """The variant that new plans use: avx512_bf16, avx512, avx2 or baseline; REGROW_ISA=avx2 forces one."""
-    return str(_require().variant())
+    return str(native().variant())
 
 
-def _require() -> Any:
+def native() -> Any:
+    """The extension module.
+
+    Raises:
+        RuntimeError: it was not built.
+    """
     if not available():
         raise RuntimeError(unavailable_reason())
-    return _native()
+    return _extension()
 
 
 @dataclass(frozen=True)
@@ -103,15 +108,27 @@ class Norm(Protocol):
     momentum: float | None
 
 
+NormTensors = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+"""Weight, bias, running mean and running variance of a batch normalisation."""
+
+
+def _tensors_of(norm: Norm) -> NormTensors:
+    own = norm.__dict__
+    if "_parameters" in own:  # a module: each attribute by name costs most of a microsecond, at every call
+        parameters, buffers = own["_parameters"], own["_buffers"]
+        return parameters["weight"], parameters["bias"], buffers["running_mean"], buffers["running_var"]
+    return norm.weight, norm.bias, norm.running_mean, norm.running_var
+
+
 @dataclass
 class Saved:
     """One forward pass, for its backward."""
 
     run: Any
     generation: int
-    norms: Sequence[Norm]
     values: Sequence[Tensor]
     biases: Sequence[Tensor]
+    norm_tensors: "Sequence[NormTensors]"
     input_shapes: tuple[torch.Size, ...]
     input_dtypes: tuple[torch.dtype, ...]
     output_shapes: tuple[torch.Size, ...]
@@ -155,7 +172,7 @@ class Plan:
         *,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        native = _require()
+        extension = native()
         if dtype not in _DTYPES:
             raise ValueError(f"dtype {dtype}: expected one of {', '.join(map(str, _DTYPES))}")
         self.program, self.dtype = program, dtype
@@ -170,10 +187,20 @@ class Plan:
         self._fused = fuse(program, self.shapes)
         self._outputs = [self._fused.tensors[view.terms[0].tensor] for view in self._fused.outputs]
         self._flattened = [_flattened(program, number) for number in program.outputs]
-        self._num_biases = 1 + max(
-            (op.bias for op in program.operations if isinstance(op, Convolution) and op.bias is not None), default=-1
-        )
-        self._native = native.Plan(_DTYPES[dtype])
+        biases = {
+            op.bias: self.shapes[op.weight][0]
+            for op in program.operations
+            if isinstance(op, Convolution) and op.bias is not None
+        }
+        self._bias_sizes = [biases.get(number, 0) for number in range(1 + max(biases, default=-1))]
+        views = [node.view for node in self._fused.nodes if node.view] + self._fused.outputs
+        self._norm_sizes = {
+            term.norm: (tensor.channels, tensor.height * tensor.width)
+            for term, tensor in ((term, self._fused.tensors[term.tensor]) for view in views for term in view.terms)
+            if term.norm is not None
+        }
+        self._counts = [0] * len(weights)
+        self._native = extension.Plan(_DTYPES[dtype])
         self._generation = 0
         self._native.add_program()
         self._add_layers()
@@ -218,11 +245,12 @@ class Plan:
             )
         indices = indices.detach().to("cpu", torch.int64).contiguous()
         self._native.set_pattern(layer, indices.data_ptr(), indices.numel())
+        self._counts[layer] = indices.numel()
         self._generation += 1
 
     def indices(self, layer: int) -> Tensor:
         """The alive positions of a layer: int64, ascending (rebuilt from the engine's own compressed form)."""
-        indices = torch.empty(self._native.pattern_count(layer), dtype=torch.int64)
+        indices = torch.empty(self._counts[layer], dtype=torch.int64)
         self._native.indices(layer, indices.data_ptr())
         return indices
 
@@ -266,11 +294,11 @@ class Plan:
             raise ValueError(f"expected {len(self._inputs)} inputs and got {len(inputs)}")
         batch = inputs[0].shape[0]
         held = [self._input(number, tensor, batch) for number, tensor in enumerate(inputs)]
-        values = [self._vector(v, self._native.pattern_count(k), "values", k) for k, v in enumerate(values)]
-        biases = [self._vector(b, -1, "biases", k) for k, b in enumerate(biases)]
-        self._check_lists(values, biases, norms, training, batch)
+        values = self._vectors(values, self._counts, "values")
+        biases = self._vectors(biases, self._bias_sizes, "biases")
+        norm_tensors = self._norm_tensors(norms, training, batch)
         outputs = [self._output(number, batch, inputs) for number in range(len(self._outputs))]
-        call = self._call(held + outputs, values, biases, norms)
+        call = self._call(held + outputs, values, biases, norm_tensors)
         run = self._native.forward(0, batch, torch.get_num_threads(), training, save, seed & (2**63 - 1), call)
         dtype = inputs[0].dtype
         converted = outputs if dtype == self.scalar else [output.to(dtype) for output in outputs]
@@ -279,9 +307,9 @@ class Plan:
         return converted, Saved(
             run,
             self._generation,
-            norms,
             values,
             biases,
+            norm_tensors,
             tuple(t.shape for t in inputs),
             tuple(t.dtype for t in inputs),
             tuple(t.shape for t in outputs),
@@ -316,22 +344,20 @@ class Plan:
         grad_inputs = [
             torch.empty(shape, dtype=self.scalar) if k in wanted else None for k, shape in enumerate(saved.input_shapes)
         ]
-        like = functools.partial(torch.empty_like, dtype=self.scalar)
+        of_norms = [tensor for tensors in saved.norm_tensors for tensor in tensors[:2]]
+        found = [None if t is None else torch.empty_like(t) for t in (*saved.values, *saved.biases, *of_norms)]
+        first_bias, first_norm = len(saved.values), len(saved.values) + len(saved.biases)
         gradients = Gradients(
             grad_inputs,
-            [like(v) for v in saved.values],
-            [like(b) for b in saved.biases],
-            [None if n.weight is None else like(n.weight) for n in saved.norms],
-            [None if n.bias is None else like(n.bias) for n in saved.norms],
+            cast(list[Tensor], found[:first_bias]),
+            cast(list[Tensor], found[first_bias:first_norm]),
+            found[first_norm::2],
+            found[first_norm + 1 :: 2],
         )
-        call = self._call([*grad_inputs, *incoming], saved.values, saved.biases, saved.norms)
+        call = self._call([*grad_inputs, *incoming], saved.values, saved.biases, saved.norm_tensors)
         call.value_gradients = [v.data_ptr() for v in gradients.values]
         call.bias_gradients = [b.data_ptr() for b in gradients.biases]
-        call.norm_gradients = [
-            0 if t is None else t.data_ptr()
-            for pair in zip(gradients.norm_weights, gradients.norm_biases, strict=True)
-            for t in pair
-        ]
+        call.norm_gradients = [0 if t is None else t.data_ptr() for t in found[first_norm:]]
         first = 0
         for layer, step in layer_steps.items() if dense_gradient else ():
             if layer not in dense_gradient:
@@ -370,17 +396,13 @@ class Plan:
         borders: Sequence[Tensor | None],
         values: Sequence[Tensor],
         biases: Sequence[Tensor],
-        norms: Sequence[Norm],
+        norms: Sequence[NormTensors],
     ) -> Any:
-        call = _native().Call()
+        call = native().Call()
         call.borders = [0 if t is None else t.data_ptr() for t in borders]
         call.values = [v.data_ptr() for v in values]
         call.biases = [b.data_ptr() for b in biases]
-        call.norms = [
-            0 if t is None else t.data_ptr()
-            for norm in norms
-            for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-        ]
+        call.norms = [0 if t is None else t.data_ptr() for tensors in norms for t in tensors]
         call.dense_gradients = [0] * len(self.shapes)
         return call
 
@@ -406,45 +428,34 @@ class Plan:
             raise ValueError(f"gradient of an output of shape {tuple(shape)}: got shape {tuple(gradient.shape)}")
         return gradient.detach().to(self.scalar).contiguous()
 
-    def _vector(self, tensor: Tensor, count: int, what: str, number: int) -> Tensor:
-        if tensor.dim() != 1 or (count >= 0 and tensor.numel() != count):
-            raise ValueError(f"{what}[{number}]: expected shape ({count},), got {tuple(tensor.shape)}")
-        if tensor.dtype != self.scalar:
-            raise ValueError(f"{what}[{number}]: expected {self.scalar}, got {tensor.dtype}")
-        return tensor.detach().contiguous()
+    def _vectors(self, tensors: Sequence[Tensor], sizes: Sequence[int], what: str) -> list[Tensor]:
+        if len(tensors) != len(sizes):
+            raise ValueError(f"expected {len(sizes)} {what} and got {len(tensors)}")
+        for number, (tensor, size) in enumerate(zip(tensors, sizes, strict=True)):
+            if tensor.dim() != 1 or tensor.numel() != size:
+                raise ValueError(f"{what}[{number}]: expected shape ({size},), got {tuple(tensor.shape)}")
+            if tensor.dtype != self.scalar:
+                raise ValueError(f"{what}[{number}]: expected {self.scalar}, got {tensor.dtype}")
+        return [tensor.contiguous() for tensor in tensors]
 
-    def _check_lists(
-        self, values: Sequence[Tensor], biases: Sequence[Tensor], norms: Sequence[Norm], training: bool, batch: int
-    ) -> None:
-        if len(values) != len(self.shapes) or len(biases) != self._num_biases:
-            raise ValueError(
-                f"expected {len(self.shapes)} values and {self._num_biases} biases, got {len(values)} and {len(biases)}"
-            )
-        for op in self.program.operations:
-            if (
-                isinstance(op, Convolution)
-                and op.bias is not None
-                and biases[op.bias].numel() != self.shapes[op.weight][0]
-            ):
-                raise ValueError(
-                    f"biases[{op.bias}]: expected {self.shapes[op.weight][0]} elements, got {biases[op.bias].numel()}"
-                )
-        for view in [node.view for node in self._fused.nodes if node.view] + self._fused.outputs:
-            for term in view.terms:
-                if term.norm is None:
-                    continue
-                norm, tensor = norms[term.norm], self._fused.tensors[term.tensor]
-                for name in ("weight", "bias", "running_mean", "running_var"):
-                    it = getattr(norm, name)
-                    if it is not None and (
-                        it.shape != (tensor.channels,) or it.dtype != self.scalar or not it.is_contiguous()
-                    ):
-                        raise ValueError(
-                            f"norm {term.norm}: expected {name} of shape ({tensor.channels},) and {self.scalar}"
-                        )
-                batch_statistics = training or norm.running_mean is None
-                if batch_statistics and batch * tensor.height * tensor.width == 1:
-                    raise ValueError(f"norm {term.norm}: expected more than one value a channel in training, got one")
+    def _norm_tensors(self, norms: Sequence[Norm], training: bool, batch: int) -> list[NormTensors]:
+        found = [_tensors_of(norm) for norm in norms]
+        for number, (channels, pixels) in self._norm_sizes.items():
+            tensors = found[number]
+            for tensor in tensors:
+                if tensor is not None and (
+                    tensor.numel() != channels
+                    or tensor.dim() != 1
+                    or tensor.dtype != self.scalar
+                    or not tensor.is_contiguous()
+                ):
+                    raise ValueError(
+                        f"norm {number}: expected weight, bias, running_mean and running_var of shape ({channels},) "
+                        f"and {self.scalar}, got shape {tuple(tensor.shape)} and {tensor.dtype}"
+                    )
+            if (training or tensors[2] is None) and batch * pixels == 1:
+                raise ValueError(f"norm {number}: expected more than one value a channel in training, got one")
+        return found
 
 
 def _flattened(program: Program, number: int) -> bool | Input:

@@ -1,6 +1,7 @@
 """A region on the engine: one node of autograd, whose plan follows the patterns of its layers."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import count
 from typing import Any
 from weakref import WeakValueDictionary
@@ -45,6 +46,8 @@ class Execution:
         self.plan = engine.Plan(program, weights, norms, dtype=dtype)
 
     def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        if not torch.is_grad_enabled():
+            return tuple(self.forward(inputs, self._parameters(), save=False)[0])
         node: Any = _Node.apply
         outputs: tuple[Tensor, ...] = node(self, len(inputs), *inputs, *self._parameters())
         return outputs
@@ -57,11 +60,10 @@ class Execution:
     def _parameters(self) -> list[Tensor]:
         """Values, biases, weights and biases of norms, as they are at the moment."""
         return [
-            # Not a view: the weights of a channels_last model lie in another order.
-            *(layer.weight if compact_weight(layer) else layer.weight.reshape(-1) for layer in self.layers),
-            *(layer.bias for layer in self.offsets),
-            *(norm.weight for norm in self.norms),
-            *(norm.bias for norm in self.norms),
+            *map(_values, self.layers),
+            *(layer._parameters["bias"] for layer in self.offsets),
+            *(norm._parameters["weight"] for norm in self.norms),
+            *(norm._parameters["bias"] for norm in self.norms),
         ]
 
     def forward(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], save: bool) -> Any:
@@ -75,7 +77,7 @@ class Execution:
     def backward(self, saved: engine.Saved, gradients: Sequence[Tensor | None], wanted: Sequence[int]) -> list[Any]:
         """Gradients of inputs and parameters; dense ones go to the weights that collect them."""
         receivers = {
-            number: weight.collect
+            number: partial(weight.collect, ours=True)
             for number, layer in enumerate(self.layers)
             if (weight := compact_weight(layer)) is not None and weight.collects
         }
@@ -137,6 +139,12 @@ class _Node(torch.autograd.Function):
 def compact_weight(layer: nn.Module) -> CompactWeight | None:
     """A layer's compact weight; None where it is dense."""
     return layer.__dict__.get("compact")
+
+
+def _values(layer: Any) -> Tensor:
+    weight: Tensor = layer._parameters["weight"]
+    # Not a view: the weights of a channels_last model lie in another order.
+    return weight if "compact" in layer.__dict__ else weight.reshape(-1)
 
 
 def shape_of(layer: Any) -> tuple[int, ...]:

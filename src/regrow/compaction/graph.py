@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.compaction.layers import MOST_PLANS, CompactLayer, compact_layers
-from regrow.compaction.operations import has_hooks
+from regrow.compaction.operations import BACKWARD, BACKWARD_PRE, FORWARD, FORWARD_PRE
 from regrow.compaction.region import Region
 from regrow.compaction.regions import cut, listened_to, trace
 
@@ -120,16 +120,17 @@ def _install_in_children(module: nn.Module, left_to_torch: AbstractSet[nn.Module
 
 def _state(module: nn.Module) -> tuple[Any, ...]:
     """Everything a cut depends on besides the shapes: which modules there are, their modes, who listens."""
+    # Runs at every call of the model, so past nn.Module's own attribute lookup: .3 µs a module.
     state: list[Any] = []
-    _collect(module, state)
+    waiting: list[nn.Module | None] = [module]
+    while waiting:
+        found = waiting.pop()
+        if found is not None:
+            own = found.__dict__
+            hooks = own[FORWARD] or own[FORWARD_PRE] or own[BACKWARD] or own[BACKWARD_PRE]
+            state += (id(found), own["training"], bool(hooks))
+            waiting += own["_modules"].values()
     return tuple(state)
-
-
-def _collect(module: nn.Module, state: list[Any]) -> None:
-    state.append((id(module), module.training, has_hooks(module)))
-    for child in module._modules.values():
-        if child is not None:
-            _collect(child, state)
 
 
 def _signature(values: Any) -> tuple[Any, ...]:

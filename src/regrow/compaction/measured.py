@@ -111,7 +111,7 @@ def _folder() -> Path:
 
 
 def _key() -> str:
-    library = Path(str(engine._native().__file__)).stat()
+    library = Path(str(engine.native().__file__)).stat()
     parts = [_cpu(), engine.instruction_set(), torch.__version__, torch.get_num_threads(), library.st_size, PROBES]
     return hashlib.blake2b(repr([*parts, int(library.st_mtime)]).encode(), digest_size=8).hexdigest()
 

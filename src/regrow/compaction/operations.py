@@ -68,11 +68,17 @@ def recognise(node: fx.Node, modules: Mapping[str, nn.Module], training: bool) -
     return step
 
 
+FORWARD, FORWARD_PRE, BACKWARD, BACKWARD_PRE = HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Whether someone listens to the module's calls."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+    return any(module.__dict__[kind] for kind in HOOKS)
 
 
 def shape(node: Any) -> tuple[int, ...] | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.compaction.positions import Positions
+from regrow.compaction.selection import overlap, positions
 
 
 def indices_of(mask: Tensor) -> Tensor:
@@ -17,8 +18,7 @@ def indices_of(mask: Tensor) -> Tensor:
     >>> indices_of(torch.tensor([[True, False], [True, True]])).tolist()
     [0, 2, 3]
     """
-    dtype = torch.int32 if mask.numel() < 2**31 else torch.int64
-    return mask.flatten().nonzero().flatten().to(dtype)
+    return positions(mask)
 
 
 def gather(dense: Tensor, indices: Tensor) -> Tensor:
@@ -41,15 +41,13 @@ class Move:
     known: Tensor
 
     @classmethod
-    def between(cls, old: Tensor, new: Tensor, after: Tensor) -> "Move":
-        """From flat positions to others, ascending, the others being those of the mask ``after``.
+    def between(cls, old: Tensor, new: Tensor) -> "Move":
+        """From flat positions to others, both ascending.
 
-        >>> after = torch.tensor([True, True, False])
-        >>> Move.between(torch.tensor([0, 2]), torch.tensor([0, 1]), after)(torch.tensor([5.0, 7.0])).tolist()
+        >>> Move.between(torch.tensor([0, 2]), torch.tensor([0, 1]))(torch.tensor([5.0, 7.0])).tolist()
         [5.0, 0.0]
         """
-        before = scatter(torch.ones(len(old), dtype=torch.bool), old, (after.numel(),))
-        return cls(gather(after, old), gather(before, new))
+        return cls(*overlap(old, new))
 
     def __call__(self, entries: Tensor, initial: float = 0.0) -> Tensor:
         """One number for each alive weight before → one for each after; ``initial`` for the newborn."""
@@ -148,7 +146,7 @@ class CompactWeight:
             state: name, tensor and initial value of what has one number an alive weight; resized in place.
         """
         new = indices_of(mask)
-        move = Move.between(self.indices, new, mask)
+        move = Move.between(self.indices, new)
         gradient, self.values.grad = self.values.grad, None
         for name, tensor, initial in (("", self.values, 0.0), *state):
             content = move(tensor.detach(), initial)
@@ -174,13 +172,19 @@ class CompactWeight:
             self.left_over.pop(name, None)
         return flat.index_select(0, indices)
 
-    def collect(self, gradient: Tensor) -> None:
-        """Adds the dense gradient of one backward pass; the first since gradients were last zeroed starts afresh."""
+    def collect(self, gradient: Tensor, ours: bool = False) -> None:
+        """Adds the dense gradient of one backward pass; the first since gradients were last zeroed starts afresh.
+
+        Args:
+            gradient: as large as the dense weight.
+            ours: nobody else holds its memory, which may be kept.
+        """
         this_pass = torch._C._current_graph_task_id()
         own = self.values.grad
         first = own is None or not bool(own.any())
         if self.dense_gradient is None or (first and this_pass != self._backward_pass):
-            self.dense_gradient = gradient.detach().view(self.shape).clone()
+            gradient = gradient.detach().view(self.shape)
+            self.dense_gradient = gradient if ours else gradient.clone()
         else:
             self.dense_gradient += gradient.detach().view(self.shape)
         self._backward_pass = this_pass

@@ -9,6 +9,7 @@
 #include <stdexcept>
 
 #include "plan.hpp"
+#include "selection.hpp"
 
 namespace nb = nanobind;
 using namespace regrow;
@@ -30,6 +31,18 @@ NB_MODULE(_engine, m) {
     nb::set_leak_warnings(false);  // plans that live in caches until the interpreter ends are no leaks
     m.doc() = "Kernels and plans of truly sparse training; use regrow.compaction.engine.";
     m.def("variants", &variants, "Instruction sets that this CPU runs, fastest first.");
+    m.def(
+        "select",
+        [](uint64_t scores, uint64_t among, size_t size, size_t count, uint64_t to) {
+            select((const float*)scores, (const uint8_t*)among, size, count, (uint8_t*)to);
+        },
+        nb::call_guard<nb::gil_scoped_release>());
+    m.def("positions", [](uint64_t mask, size_t size, uint64_t to) {
+        return positions((const uint8_t*)mask, size, (int32_t*)to);
+    });
+    m.def("overlap", [](uint64_t a, size_t count_a, uint64_t b, size_t count_b, uint64_t in_b, uint64_t in_a) {
+        overlap((const int32_t*)a, count_a, (const int32_t*)b, count_b, (uint8_t*)in_b, (uint8_t*)in_a);
+    });
     m.def("variant", [] { return std::string(best_variant()->name); });
 
     nb::class_<Run>(m, "Run").def_prop_ro("bytes", [](const Run& run) {

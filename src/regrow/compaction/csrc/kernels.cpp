@@ -4,20 +4,23 @@
 #include "borders.hpp"
 #include "convolution.hpp"
 #include "elementwise.hpp"
+#include "pixels.hpp"
 
 namespace regrow {
 namespace REGROW_VARIANT {
 
-template <class T>
+template <class T, class Arithmetic = T>
 static constexpr Kernels kernels() {
+    using P = Pixels<Arithmetic>;
     return {convolution_forward<T>, convolution_backward<T>, materialise<T>,      gradient<T>,    pool_forward<T>,
-            pool_backward<T>,       flatten_forward<T>,      flatten_backward<T>, import_rows<T>, export_rows<T>};
+            pool_backward<T>,       flatten_forward<T>,      flatten_backward<T>, import_rows<T>, export_rows<T>,
+            {P::fill, P::convolve, P::pool, P::pack, P::unpack}};
 }
 
 extern const Variant variant;
 #define REGROW_TEXT(x) #x
 #define REGROW_NAME(x) REGROW_TEXT(x)
-const Variant variant = {REGROW_NAME(REGROW_VARIANT), B16::pairs, kernels<F32>(), kernels<B16>(), kernels<F64>()};
+const Variant variant = {REGROW_NAME(REGROW_VARIANT), B16::pairs, kernels<F32>(), kernels<B16, F32>(), kernels<F64>()};
 
 }  // namespace REGROW_VARIANT
 }  // namespace regrow

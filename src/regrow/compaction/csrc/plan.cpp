@@ -270,13 +270,17 @@ std::shared_ptr<Run> Plan::forward(int program, int batch, int threads, bool tra
     set_sizes(*run, batch, threads);
     run->training = training, run->light = !save, run->seed = seed;
     run->norms.resize(norms_.size());
-    run->arenas[program] = take_arena(program, *run);
     Context context(*run, call, *this);
     for (size_t n = 0; n < norms_.size(); n++) {
         run->norms[n].batch = training || !call.norms[4 * n + 2];
         if (!run->norms[n].batch)
             start_norm(context, int(n), nullptr);
     }
+    if (takes_pixels(*run, program)) {
+        forward_pixels(context, program);
+        return run;
+    }
+    run->arenas[program] = take_arena(program, *run);
     for (const Step& step : steps)
         run_step(context, step);
     return run;

@@ -158,6 +158,11 @@ class Plan {
     void check(const Call&, bool backward) const;
     void start_norm(Context&, int norm, const double* sums);
 
+    struct PixelLayout;  // few images, in pixels.cpp
+    bool takes_pixels(const Run&, int program) const;
+    void lay_out_pixels(int program, int batch);
+    void forward_pixels(Context&, int program);
+
     Dtype dtype_;
     const Variant* variant_;
     const Kernels* kernels_;
@@ -175,6 +180,7 @@ class Plan {
     std::mutex mutex_;  // one call at a time
     std::vector<std::unique_ptr<ThreadMemory>> memory_;
     std::vector<std::shared_ptr<Arena>> spare_;  // arenas that no Run holds any more are taken again
+    std::shared_ptr<PixelLayout> pixels_;
     Packed packed_forward_, packed_weight_, packed_transposed_;
     std::vector<double> statistics_;
 };

@@ -141,6 +141,71 @@ struct Border {
     bool flat;  // one pixel: the stored tensor holds image tiles side by side
 };
 
+// ---- few images (pixels.hpp): [channel][image][rows][pitch] elements, pixels in the lanes
+
+constexpr int kWidestPixels = 1024;  // columns of an image
+
+struct PixelShape {
+    int images, channels, height, width;
+    int rows, pitch;  // of an image; those beyond height and width hold no pixels
+    size_t plane;     // elements from channel to channel
+    size_t pixels() const { return (size_t(images - 1) * rows + height - 1) * pitch + width; }  // up to the last
+};
+
+struct PixelView {
+    PixelShape shape;
+    Term first, second;  // second.data may be null
+    bool relu;
+    const void* mask;  // all ones at pixels, zeros elsewhere, where the padded planes have the same pitch; else null
+};
+
+// A view with its padding; phase (y % stride_h, x % stride_w) of the padded image has plane slot[...] of its own.
+struct PixelPadding {
+    void* data;
+    int stride_h, stride_w, padding_h, padding_w;
+    int rows, pitch, read_h, read_w;  // read: rows and columns of a phase that taps reach
+    size_t plane, channel;            // elements
+    const int* slot;                  // -1: nobody reads the phase
+    // of a row: of each phase of columns its first column, where that goes, and how many are read
+    const int *begin, *first, *count;
+    double outside;                   // the padding's value
+};
+
+struct PixelConvolution {
+    const void* x;
+    size_t channel;          // elements between input channels
+    const uint32_t* offset;  // of each position in a row of the weight, in elements; null: position * channel
+    const uint32_t* begin;   // of each output row in position and values
+    const uint16_t* position;
+    const void* values;
+    int shared;        // 1, or 4: four neighbouring rows have the same positions
+    const void* bias;  // null: none
+    const void* add;   // shaped as y; null: none
+    void* y;
+    size_t plane, count;  // elements from channel to channel, and those to compute
+};
+
+struct PixelPool {
+    const void* x;
+    int rows, pitch;
+    size_t channel;
+    const uint32_t* offset;  // of each tap
+    int taps;
+    bool maximum;
+    double share;
+    void* y;
+    PixelShape shape;  // of y
+};
+
+// Each works on channels (rows of `shared` outputs) first .. last - 1.
+struct PixelKernels {
+    void (*fill)(const PixelView&, const PixelPadding&, int first, int last);
+    void (*convolve)(const PixelConvolution&, int first, int last);
+    void (*pool)(const PixelPool&, int first, int last);
+    void (*pack)(const PixelView&, bool image_last, void* data, int first, int last);
+    void (*unpack)(const void* data, const PixelShape&, void* tensor, int first, int last);
+};
+
 // The kernels of one compiled variant for one storage type.
 struct Kernels {
     void (*convolution_forward)(const ConvolutionForward&, Worker&);
@@ -153,6 +218,7 @@ struct Kernels {
     void (*flatten_backward)(const GradientView&, const Target&, Worker&);
     void (*import_rows)(const Border&, const Target&, Worker&);
     void (*export_rows)(const Border&, const View*, const GradientView*, Worker&);
+    PixelKernels pixels;  // of bf16: those of fp32
 };
 
 struct Variant {

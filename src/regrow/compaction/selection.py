@@ -1,0 +1,45 @@
+"""Top-k, positions and overlaps of whole weights in C++, for the time of a topology update; torch where there is none.
+
+Each gives what torch's operations give, ties included.
+"""
+
+import torch
+from torch import Tensor
+
+from regrow.compaction import engine
+
+
+def _fits(*tensors: Tensor) -> bool:
+    return engine.available() and all(
+        type(tensor) is Tensor and tensor.is_cpu and tensor.is_contiguous() for tensor in tensors
+    )
+
+
+def select(scores: Tensor, count: int, among: Tensor) -> Tensor | None:
+    """The mask that ``algorithm.select`` makes; None where torch must make it."""
+    if scores.dtype != torch.float32 or scores.numel() >= 2**31 or not _fits(scores, among):
+        return None
+    mask = torch.empty_like(among)
+    engine.native().select(scores.data_ptr(), among.data_ptr(), scores.numel(), count, mask.data_ptr())
+    return mask
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Flat positions of the True entries of a mask, ascending: int32 where that suffices, else int64."""
+    if mask.numel() >= 2**31:
+        return mask.flatten().nonzero().flatten()
+    if not _fits(mask):
+        return mask.flatten().nonzero().flatten().to(torch.int32)
+    found = torch.empty(int(mask.count_nonzero()) + 1, dtype=torch.int32)
+    return found[: engine.native().positions(mask.data_ptr(), mask.numel(), found.data_ptr())]
+
+
+def overlap(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Of two ascending lists of positions: which entries of each are in the other, as bool masks."""
+    if first.dtype != torch.int32 or second.dtype != torch.int32 or not _fits(first, second):
+        return torch.isin(first, second), torch.isin(second, first)
+    stays, known = torch.empty(len(first), dtype=torch.bool), torch.empty(len(second), dtype=torch.bool)
+    engine.native().overlap(
+        first.data_ptr(), len(first), second.data_ptr(), len(second), stays.data_ptr(), known.data_ptr()
+    )
+    return stays, known
