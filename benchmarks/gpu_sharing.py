@@ -3,7 +3,7 @@
     python benchmarks/gpu_sharing.py [--share 1 2 4 8] [--epochs 2]
 
 Needs a CUDA device. The images are random ones in CIFAR-10's form (the speed does not know); every run trains WRN-22-2
-with RigL at S = .9 and batch 128 for some epochs. An hour's runs are of 250 epochs at the speed of the last epoch.
+with RigL at S = .9 and batch 128 for some epochs. An hour's runs are those of 250 epochs at that speed.
 """
 
 import argparse
