@@ -7,7 +7,7 @@ BIN   := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help study test test-slurm test-postgres lint format types clean
+.PHONY: help study test sanitize test-slurm test-postgres lint format types clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,13 @@ test-slurm: $(READY)  ## start a SLURM cluster of one node (as root, Debian's pa
 
 test-postgres: $(READY)  ## start a PostgreSQL server (Debian's package), and run searches of eight processes on it
 	@$(BIN)/pytest -q --postgres -m postgres tests/lab/test_tuning.py $(ARGS)
+
+sanitize: $(READY)  ## run the engine's tests on a build with AddressSanitizer and UndefinedBehaviorSanitizer (g++, cmake, ninja)
+	@$(BIN)/python -m pip install -qq --target build/tools nanobind
+	@PYTHONPATH=build/tools cmake -G Ninja -B build/sanitize -DREGROW_SANITIZE=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) . > /dev/null
+	@ninja -C build/sanitize
+	@LD_PRELOAD="$(foreach l,asan ubsan stdc++,$(shell g++ -print-file-name=lib$(l).so))" \
+	  ASAN_OPTIONS=detect_leaks=0 $(BIN)/python tests/sanitized.py build/sanitize -q tests/compaction $(ARGS)
 
 lint: $(READY)  ## check style and formatting (ruff)
 	@$(BIN)/ruff check
