@@ -1,25 +1,31 @@
 """Runs pytest on a build of the engine with AddressSanitizer and UndefinedBehaviorSanitizer: see `make sanitize`.
 
-    LD_PRELOAD="libasan.so libubsan.so libstdc++.so" python tests/sanitized.py build/sanitize tests/compaction
+``LD_PRELOAD="libasan.so libubsan.so libstdc++.so" python tests/sanitized.py build/sanitize tests/compaction``
 """
 
 import shutil
 import sys
 from pathlib import Path
 
-build, arguments = Path(sys.argv[1]).resolve(), sys.argv[2:]
-package = build / "package"
-shutil.rmtree(package, ignore_errors=True)
-shutil.copytree(Path(__file__).parents[1] / "src", package, ignore=shutil.ignore_patterns("csrc", "__pycache__"))
-for library in build.glob("_engine.*.so"):
-    shutil.copy(library, package / "regrow" / "compaction")
-# An editable installation answers imports before sys.path is asked.
-sys.meta_path = [finder for finder in sys.meta_path if "Redirecting" not in type(finder).__name__]
-sys.path.insert(0, str(package))
 
-import pytest  # noqa: E402
+def main(build: Path, arguments: list[str]) -> int:
+    """Make the package importable with the engine of ``build`` in place of the installed one, and test it."""
+    package = build / "package"
+    shutil.rmtree(package, ignore_errors=True)
+    shutil.copytree(Path(__file__).parents[1] / "src", package, ignore=shutil.ignore_patterns("csrc", "__pycache__"))
+    for library in build.glob("_engine.*.so"):
+        shutil.copy(library, package / "regrow" / "compaction")
+    # An editable installation answers imports before sys.path is asked.
+    sys.meta_path = [finder for finder in sys.meta_path if "Redirecting" not in type(finder).__name__]
+    sys.path.insert(0, str(package))
 
-from regrow.compaction import engine  # noqa: E402
+    import pytest
 
-assert Path(engine.native().__file__).is_relative_to(build), f"{engine.native().__file__} is not in {build}"
-sys.exit(pytest.main(["-p", "no:cacheprovider", *arguments]))
+    from regrow.compaction import engine
+
+    assert Path(engine.native().__file__).is_relative_to(build), f"{engine.native().__file__} is not in {build}"
+    return pytest.main(["-p", "no:cacheprovider", *arguments])
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]).resolve(), sys.argv[2:]))

@@ -35,7 +35,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
 
 def test_a_killed_rank_ends_the_job_and_the_next_start_goes_on(undisturbed, tmp_path: Path) -> None:
     (tmp_path / "die").touch()
-    with pytest.raises(mp.ProcessExitedException, match="process 1 terminated with signal SIGKILL"):
+    # Either the dead rank is noticed first, or the other one that waits for it in vain.
+    either = "process 1 terminated with signal SIGKILL|Process 0 terminated.*(?s:.*)(peer|closed)"
+    with pytest.raises((mp.ProcessExitedException, mp.ProcessRaisedException), match=either):
         launch(job, 2, tmp_path)
     assert checkpoint(tmp_path)["done"] == DIES_AT // SAVE_EVERY * SAVE_EVERY
     launch(job, 2, tmp_path)
