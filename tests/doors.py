@@ -27,7 +27,7 @@ from regrow_lab.data.folder import decode_file
 from regrow_lab.data.idx import read_idx
 from regrow_lab.data.pickles import read_pickle
 from regrow_lab.summary import summarise
-from regrow_lab.train import Training
+from regrow_lab.training import Training
 
 RIGL = RunConfig(method="rigl", sparsity=0.5)
 FOLDER = Path(tempfile.mkdtemp(prefix="doors-"))

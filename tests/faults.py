@@ -28,10 +28,10 @@ import torch
 
 import regrow.sparsifier
 from regrow.storage import MaskedLayer
-from regrow_lab import checkpoint, sealed, signals, store
-from regrow_lab import train as training
+from regrow_lab import checkpoint, sealed, signals, store, training
 from regrow_lab.config import RunConfig
 from regrow_lab.ending import result_of
+from regrow_lab.train import train
 
 SHORT: dict[str, Any] = {"epochs": 3, "every": 3, "batch_size": 256}  # 18 steps
 RUNS = (
@@ -169,9 +169,7 @@ def attempt(config: RunConfig, folder: Path, arm: Callable[[int], None] | None, 
                 arm(count)
             training.result_of = keeping(folder)  # type: ignore[attr-defined]
             with signals.asking_to_stop() as signalled:
-                training.train(
-                    config, folder, checkpoint_seconds=0, keep_weights=True, stopping=lambda: signalled() != 0
-                )
+                train(config, folder, checkpoint_seconds=0, keep_weights=True, stopping=lambda: signalled() != 0)
         except store.StoppedError:
             os._exit(signals.TERMINATED)
         except store.NotWrittenError as error:

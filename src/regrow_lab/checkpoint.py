@@ -10,7 +10,7 @@ from torch import Tensor
 from regrow_lab import sealed
 
 if TYPE_CHECKING:
-    from regrow_lab.train import Training
+    from regrow_lab.training import Training
 
 
 def write(path: Path, training: Training) -> None:

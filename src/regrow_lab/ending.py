@@ -21,7 +21,7 @@ from regrow_lab.models import find_model
 from regrow_lab.origin import grasp_batches, mask_step
 
 if TYPE_CHECKING:
-    from regrow_lab.train import Training
+    from regrow_lab.training import Training
 
 LINE_BATCHES = 10
 """Training batches from which batch norm's statistics are taken anew on the line."""

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from regrow_lab import checkpoint, sealed, store
 from regrow_lab.config import RunConfig
-from regrow_lab.train import Training, train
+from regrow_lab.train import train
+from regrow_lab.training import Training
 
 CPU = torch.device("cpu")
 RIGL = RunConfig(method="rigl", sparsity=0.5, epochs=2, every=5)

@@ -31,7 +31,7 @@ def trained(folder: Path) -> list[str]:
     """A run, and the same with one weight changed by its last bit."""
     config = faults.RUNS[3]
     for name in ("one", "other"):
-        faults.training.train(config, folder / name, keep_weights=True)
+        faults.train(config, folder / name, keep_weights=True)
         faults.sealed.save(folder / name / "end.pt", "end", {})
     path = faults.store.run_folder(folder / "other", config) / "weights.pt"
     weights = faults.sealed.load(path, faults.sealed.WEIGHTS)

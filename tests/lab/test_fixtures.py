@@ -13,7 +13,7 @@ from regrow_lab import checkpoint, sealed, store
 from regrow_lab.config import RunConfig
 from regrow_lab.methods import net_of
 from regrow_lab.summary import summarise
-from regrow_lab.train import Training
+from regrow_lab.training import Training
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 VERSIONS = sorted(FIXTURES.glob("schema-*"))

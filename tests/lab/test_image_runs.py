@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 from regrow_lab import data as data_module
 from regrow_lab import sealed, store
-from regrow_lab import train as training
 from regrow_lab.config import RunConfig
 from regrow_lab.evaluation import evaluate
 from regrow_lab.methods import net_of
-from regrow_lab.train import Training, train
+from regrow_lab.train import train
+from regrow_lab.training import Training
 
 CPU = torch.device("cpu")
 OF_THE_MOMENT = ("seconds", "samples_per_second", "peak_memory_mib", "date")
@@ -196,7 +196,7 @@ def test_dropout_is_of_wide_residual_nets() -> None:
 
 
 def test_signs_of_life_tell_the_throughput(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "PULSE_SECONDS", 0.0)
+    monkeypatch.setattr("regrow_lab.train.PULSE_SECONDS", 0.0)
     lines, pulses = [], []
     config = RunConfig(**IMAGES)
     train(config, tmp_path, report=lines.append, pulse=pulses.append)

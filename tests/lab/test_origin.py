@@ -18,7 +18,8 @@ from regrow_lab.launch import Local
 from regrow_lab.order import order_of
 from regrow_lab.origin import Origin
 from regrow_lab.progress import progress_for
-from regrow_lab.train import Training, train
+from regrow_lab.train import train
+from regrow_lab.training import Training
 
 CPU = torch.device("cpu")
 SHORT: dict[str, Any] = {"epochs": 2, "every": 5}

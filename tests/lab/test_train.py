@@ -9,14 +9,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from regrow_lab import order as order_module
-from regrow_lab import sealed, store
-from regrow_lab import train as training
+from regrow_lab import sealed, store, training
 from regrow_lab.config import RunConfig
 from regrow_lab.data import load_data
 from regrow_lab.methods import net_of
 from regrow_lab.models import MODELS
 from regrow_lab.order import data_order
-from regrow_lab.train import Training, train
+from regrow_lab.train import train
+from regrow_lab.training import Training
 
 SHORT = {"epochs": 2, "every": 5}  # 42 steps
 METHODS = [
