@@ -1,5 +1,6 @@
 """The search for (alpha, dT): what it tries, that it goes on whatever dies, and what its report says."""
 
+import contextlib
 import csv
 import os
 import signal
@@ -33,8 +34,15 @@ SHORT = Problem(
 
 
 def trials_of(options: Search, problem: Problem = SHORT) -> list[optuna.trial.FrozenTrial]:
+    """All trials; none where the search has not begun."""
     storage = open_storage(options.url, options.directory, options.heartbeat_seconds)
-    return optuna.load_study(study_name=options.study_name(problem), storage=storage).get_trials()
+    name = options.study_name(problem)
+    return [
+        trial
+        for study in storage.get_all_studies()
+        if study.study_name == name
+        for trial in storage.get_all_trials(study._study_id)
+    ]
 
 
 def points(trials: list[optuna.trial.FrozenTrial]) -> list[dict[str, Any]]:
@@ -213,9 +221,16 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pa
     postgres_server.stop(folder)
 
 
+def end(command: subprocess.Popen[str]) -> None:
+    """Kill what a failed test has left, with its workers."""
+    if command.poll() is None:
+        os.killpg(command.pid, signal.SIGKILL)
+    command.communicate()
+
+
 @pytest.mark.postgres
 def test_eight_processes_share_a_search_in_postgresql_and_two_are_killed(
-    postgres: tuple[str, Path], tmp_path: Path
+    postgres: tuple[str, Path], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     url, _ = postgres
     arguments = ["tune", "digits", "--storage", url, "--name", "eight", "--trials", "24", "--seeds", "2"]
@@ -231,6 +246,7 @@ def test_eight_processes_share_a_search_in_postgresql_and_two_are_killed(
         )
         for number in range(8)
     ]
+    request.addfinalizer(lambda: [end(command) for command in commands])
     options = Search(name="eight", directory=tmp_path, url=url, heartbeat_seconds=3)
     problem = problems("digits", 2, sparsities=[0.9], distributions=["erk"])[0]
 
@@ -239,10 +255,17 @@ def test_eight_processes_share_a_search_in_postgresql_and_two_are_killed(
 
     def at_work() -> set[int]:
         workers = {trial.user_attrs["worker"] for trial in in_state(TrialState.RUNNING) if "worker" in trial.user_attrs}
-        return {os.getpgid(int(worker.split()[0])) for worker in workers}
+        with contextlib.suppress(ProcessLookupError):  # one has just ended
+            return {os.getpgid(int(worker.split()[0])) for worker in workers}
+        return set()
 
-    wait_until(lambda: len(at_work()) >= 2, 200)
-    killed = sorted(at_work())[:2]
+    killed: list[int] = []
+
+    def two_at_work() -> bool:
+        killed[:] = sorted(at_work())[:2]
+        return len(killed) == 2
+
+    wait_until(two_at_work, 200)
     for group in killed:
         os.killpg(group, signal.SIGKILL)
     for command in commands:
