@@ -47,6 +47,11 @@ def test_patterns_budgets_and_records_are_checked(model) -> None:
     refused("leaves 1 of 752 weights for 3 layers", model, optimizer, regrow.static(sparsity=0.999))
     refused("algorithm is 'rigl'; expected a record", model, optimizer, "rigl")
     refused("algorithm is {}; expected", model, optimizer, {})
+    refused("the algorithm of '0' is 'rigl'; expected a record", model, optimizer, {"0": "rigl"})
+    refused("include is 3; expected a glob", model, optimizer, regrow.static(sparsity=0.9), include=3)
+    refused("3 is no pattern; expected a glob", model, optimizer, regrow.static(sparsity=0.9), exclude=[3])
+    refused("seed is None; expected a seed", model, optimizer, regrow.static(sparsity=0.9), seed=None)
+    refused("seed is 'x'; expected a seed", model, optimizer, regrow.static(sparsity=0.9), seed="x")
     refused("no sparsifiable layer", nn.LayerNorm(4), optimizer, regrow.static(sparsity=0.9))
 
 
@@ -60,8 +65,10 @@ def test_a_second_sparsifier_on_the_same_weights_is_refused(model) -> None:
     optimizer = sgd(model)
     first = regrow.attach(model, optimizer, regrow.static(sparsity=0.9), include="0")
     refused("attached to these weights already", model, optimizer, regrow.static(sparsity=0.9))
-    regrow.attach(model, optimizer, regrow.static(sparsity=0.9), include="2")
+    refused("optimizer has a sparsifier already", model, optimizer, regrow.static(sparsity=0.9), include="2")
+    second = regrow.attach(model, sgd(model), regrow.static(sparsity=0.9), include="2")
     first.detach()
+    second.detach()
     regrow.attach(model, optimizer, regrow.static(sparsity=0.0), include="0")
 
 

@@ -45,6 +45,18 @@ def test_tied_weights_count_once_and_an_output_tied_to_an_embedding_not_at_all()
     assert names(model) == ["a.weight"]
 
 
+def test_the_second_name_of_a_tied_weight_is_answered_with_the_first() -> None:
+    model = nn.Module()
+    model.a, model.b = nn.Linear(4, 4), nn.Linear(4, 4)
+    model.b.weight = model.a.weight
+    model.embedding, model.head = nn.Embedding(10, 4), nn.Linear(4, 10, bias=False)
+    model.head.weight = model.embedding.weight
+    with pytest.raises(ValueError, match=r"'b\.weight', .*is the same weight as 'a\.weight': name that one"):
+        names(model, include="b")
+    with pytest.raises(ValueError, match=r"'head\.weight'.*'embedding\.weight': an embedding, which stays dense"):
+        names(model, include="head")
+
+
 def test_a_shared_module_counts_once() -> None:
     block = nn.Linear(4, 4)
     assert names(nn.Sequential(block, nn.ReLU(), block)) == ["0.weight"]

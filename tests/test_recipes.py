@@ -3,7 +3,9 @@
 import dataclasses
 import re
 
+import numpy as np
 import pytest
+import torch
 
 import regrow
 from regrow.schedules import Cosine, Cubic, Every, Once
@@ -65,6 +67,14 @@ def test_records_compare_and_change_by_replace() -> None:
         ({"drop_fraction": 1.1}, "drop_fraction is 1.1"),
         ({"drop_fraction": -0.1}, "drop_fraction is -0.1"),
         ({"stop": -1}, "stop is -1"),
+        ({"every": 10.0}, "every is 10.0"),
+        ({"every": True}, "every is True"),
+        ({"total_steps": 99.5}, "total_steps is 99.5"),
+        ({"stop": 0.75}, "stop is 0.75; expected the last weight step with updates, a whole number"),
+        ({"drop_fraction": "0.3"}, "drop_fraction is '0.3'"),
+        ({"sparsity": "0.9"}, "sparsity is '0.9'"),
+        ({"sparsity": None}, "sparsity is None"),
+        ({"distribution": "erk"}, "distribution is 'erk'; expected regrow.uniform"),
     ],
 )
 def test_bad_arguments_of_dynamic_methods_are_refused(recipe, change, message) -> None:
@@ -78,6 +88,14 @@ def test_bad_arguments_of_dynamic_methods_are_refused(recipe, change, message) -
 def test_a_sparsity_outside_the_unit_interval_is_refused(make) -> None:
     with pytest.raises(ValueError, match=r"sparsity is 1\.5"):
         make(sparsity=1.5)
+
+
+@pytest.mark.parametrize("recipe", DYNAMIC)
+def test_numbers_of_any_type_make_the_same_record(recipe) -> None:
+    plain = recipe(sparsity=0.75, total_steps=100, every=10, drop_fraction=0.5)
+    given = {"sparsity": torch.tensor(0.75), "total_steps": torch.tensor(100), "every": np.int64(10)}
+    assert recipe(**given, drop_fraction=np.float32(0.5)) == plain
+    assert regrow.static(sparsity=np.float32(0.75)) == regrow.static(sparsity=0.75)
 
 
 def test_a_pruning_that_starts_after_it_stops_is_refused() -> None:

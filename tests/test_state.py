@@ -3,6 +3,7 @@
 import copy
 import io
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -124,6 +125,22 @@ def test_a_state_that_does_not_fit_is_refused_and_nothing_changes(path, value, m
     assert all(torch.equal(after["layers"][n]["mask"], before["layers"][n]["mask"]) for n in before["layers"])
     assert {k: v for k, v in after.items() if k != "layers"} == {k: v for k, v in before.items() if k != "layers"}
     assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("recipe", [regrow.rigl, regrow.snfs, regrow.set_])
+def test_a_state_of_another_sparsity_is_refused_and_nothing_changes(recipe) -> None:
+    model, other = mlp(), mlp()
+    sparsifier = regrow.attach(
+        model, sgd(model), recipe(sparsity=0.5, total_steps=20, every=np.int64(2)), seed=np.int64(3)
+    )
+    saved = regrow.attach(other, sgd(other), recipe(sparsity=0.9, total_steps=20, every=2)).state_dict()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(
+        ValueError, match=rf"has 75 alive weights, and {sparsifier._groups[0].algorithm.name} keeps 376"
+    ):
+        sparsifier.load_state_dict(saved)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    sparsifier.load_state_dict(sparsifier.state_dict())  # numbers of numpy come back
 
 
 @pytest.mark.parametrize("garbage", [None, 3, [], {}, "text"])

@@ -61,9 +61,13 @@ class Algorithm:
     step_on_update: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.sparsity, (int, float)):
-            check_sparsity(self.sparsity)
-            object.__setattr__(self, "sparsity", Constant(float(self.sparsity)))
+        if not callable(self.sparsity):
+            object.__setattr__(self, "sparsity", Constant(check_sparsity(self.sparsity)))
+        if not callable(self.distribute):
+            raise ValueError(
+                f"distribution is {self.distribute!r}; expected regrow.uniform, regrow.er, regrow.erk, or a dict of "
+                "glob → sparsity"
+            )
         if self.scope not in ("layer", "global"):
             raise ValueError(f"scope is {self.scope!r}; expected 'layer' or 'global'")
 
@@ -71,6 +75,11 @@ class Algorithm:
         """The global target after ``step`` weight steps."""
         assert callable(self.sparsity)
         return self.sparsity(step)
+
+    @property
+    def keeps_its_number(self) -> bool:
+        """Whether there are as many alive weights at every step as at the first."""
+        return isinstance(self.sparsity, Constant) and self.initial is not None
 
     @cached_property  # asked for at every step
     def needs(self) -> Need:

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from regrow import optimizers
 from regrow.algorithm import Algorithm, initial_masks
+from regrow.checks import whole_number
 from regrow.compaction.storage import CompactStorage, check_compact
 from regrow.layers import Layer, find_layers, select_layers, unwrap
 from regrow.scores import Evidence, random
@@ -54,9 +55,10 @@ def attach(
 
     Raises:
         ValueError: a pattern matches nothing, the budget cannot be met, the optimizer is unfit or does not hold the
-            weights, the model has no sparsifiable layer, is on the meta device, is attached to already, or is sparse
-            already and would lose what is left of it; compact storage cannot do what the recipe or optimizer needs;
-            the ranks of a model in DistributedDataParallel or fully_shard were given different seeds.
+            weights or has a sparsifier already, the model has no sparsifiable layer, is on the meta device, is attached
+            to already, or is sparse already and would lose what is left of it; compact storage cannot do what the
+            recipe or optimizer needs; the ranks of a model in DistributedDataParallel or fully_shard were given
+            different seeds.
 
     >>> import regrow
     >>> model = nn.Sequential(nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 10))
@@ -66,6 +68,7 @@ def attach(
     """
     if storage not in ("dense", "compact"):
         raise ValueError(f"storage is {storage!r}; expected 'dense' or 'compact'")
+    seed = whole_number(seed, "seed", "a seed, the same on all ranks")
     if not isinstance(optimizer, Optimizer) and callable(optimizer):
         optimizer = optimizer(model.parameters())
     optimizers.check(optimizer)
@@ -114,6 +117,8 @@ def assign(
         )
     groups, taken = [], set[str]()
     for pattern, record in algorithm.items():
+        if not isinstance(record, Algorithm):
+            raise ValueError(f"the algorithm of '{pattern}' is {record!r}; expected a record from a recipe")
         fits = {name: layer for name, layer in select_layers(layers, pattern).items() if name not in taken}
         if not fits:
             raise ValueError(f"every layer that '{pattern}' matches belongs to an earlier pattern; put it before those")
@@ -147,6 +152,11 @@ def _check_parameters(model: nn.Module, optimizer: Optimizer, layers: Mapping[st
         taken = other.parameter_ids() & {id(model.get_parameter(name)) for name in layers}
         if taken:
             raise ValueError("a sparsifier is attached to these weights already: call its detach() first")
+        if other.optimizer is optimizer:
+            raise ValueError(
+                "the optimizer has a sparsifier already, and an update takes the place of a step of all its weights: "
+                "call its detach() first, or attach once with a dict of glob → algorithm"
+            )
     for name, layer in layers.items():
         if tuple(model.get_parameter(name).shape) != layer.shape:
             raise ValueError(f"'{name}' is compact already: make the model dense with regrow.to_dense(model) first")

@@ -5,18 +5,21 @@ A distribution is a function ``(layers, sparsity) -> {layer name: alive weights}
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from regrow.checks import real_number
 from regrow.layers import Layer, select_layers
 
 Distribution = Callable[[Mapping[str, Layer], float], dict[str, int]]
 
 
-def check_sparsity(sparsity: float, what: str = "sparsity") -> float:
-    """The sparsity itself, refused outside [0, 1)."""
-    if not 0 <= sparsity < 1:
-        raise ValueError(f"{what} is {sparsity}; expected a share of zeros in [0, 1), such as 0.9 for 90 %")
-    return sparsity
+def check_sparsity(sparsity: Any, what: str = "sparsity") -> float:
+    """The sparsity as a float, refused outside [0, 1)."""
+    expected = "a share of zeros in [0, 1), such as 0.9 for 90 %"
+    share = real_number(sparsity, what, expected)
+    if not 0 <= share < 1:
+        raise ValueError(f"{what} is {sparsity}; expected {expected}")
+    return share
 
 
 def total_alive(layers: Mapping[str, Layer], sparsity: float) -> int:

@@ -106,12 +106,32 @@ def select_layers(layers: Mapping[str, Layer], pattern: str) -> dict[str, Layer]
     Raises:
         ValueError: the pattern fits no layer.
     """
+    if not isinstance(pattern, str):
+        raise ValueError(f"{pattern!r} is no pattern; expected a glob on the names of layers, such as 'encoder.*'")
     chosen = {name: layer for name, layer in layers.items() if matches(name, pattern)}
     if chosen:
         return chosen
     near = difflib.get_close_matches(pattern, [*layers, *(name.rpartition(".")[0] for name in layers)], n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ""
     raise ValueError(f"pattern '{pattern}' matches none of the layers {', '.join(layers) or '(there are none)'}{hint}")
+
+
+def _refuse_second_names(model: nn.Module, layers: Mapping[str, Layer], pattern: str) -> None:
+    """Says of a pattern on the second name of a tied weight which is the first."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        other = first[id(parameter)]
+        if other != name and isinstance(pattern, str) and matches(name, pattern):
+            stays = "name that one" if other in layers else "an embedding, which stays dense"
+            raise ValueError(f"'{name}', which pattern '{pattern}' matches, is the same weight as '{other}': {stays}")
+
+
+def _patterns(given: str | Sequence[str], argument: str) -> list[str]:
+    if isinstance(given, str):
+        return [given]
+    if not isinstance(given, Iterable):
+        raise ValueError(f"{argument} is {given!r}; expected a glob on the names of layers, or a list of them")
+    return list(given)
 
 
 def find_layers(
@@ -138,12 +158,14 @@ def find_layers(
     if include is not None:
         chosen: dict[str, Layer] = {}
         others = {layer.name: layer for layer in _other_matrices(model, layers)}
-        for pattern in [include] if isinstance(include, str) else include:
+        for pattern in _patterns(include, "include"):
             fits_known = any(matches(name, pattern) for name in layers)
+            if not fits_known:
+                _refuse_second_names(model, layers, pattern)
             chosen |= select_layers(layers if fits_known or not others else layers | others, pattern)
         order = {name: position for position, name in enumerate(layers | others)}
         layers = dict(sorted(chosen.items(), key=lambda item: order[item[0]]))
-    for pattern in [exclude] if isinstance(exclude, str) else exclude:
+    for pattern in _patterns(exclude, "exclude"):
         for name in select_layers({layer.name: layer for layer, _ in _known_layers(model)} | layers, pattern):
             layers.pop(name, None)
     if not layers:

@@ -14,6 +14,7 @@ from typing import Literal, Required, TypedDict, Unpack
 from torch import Tensor
 
 from regrow.algorithm import Algorithm
+from regrow.checks import real_number, whole_number
 from regrow.distributions import Convolutions, CountsOf, Distribution, PerLayer, check_sparsity, erk, uniform
 from regrow.patterns import channels
 from regrow.schedules import Constant, Cosine, Cubic, Every, Once
@@ -28,6 +29,7 @@ from regrow.scores import (
 )
 
 Sharing = Distribution | Mapping[str, float]
+SHARE = "a share in [0, 1], such as 0.3"
 
 
 def static(*, sparsity: float, distribution: Sharing = erk) -> Algorithm:
@@ -167,7 +169,7 @@ def gradual_pruning(
     Zhu & Gupta 2017, section 3.
     """
     stop = _last_update(total_steps, every, 0.0, stop)
-    if not 0 <= start <= stop:
+    if not whole_number(start, "start", "the first weight step with an update") <= stop:
         raise ValueError(
             f"pruning starts at step {start} and stops at {stop}; expected 0 <= start <= stop (set start= or stop=)"
         )
@@ -252,14 +254,9 @@ def _sharing(distribution: Sharing) -> Distribution:
 
 def _last_update(total_steps: int, every: int, drop_fraction: float, stop: int | None) -> int:
     """T_end, after the arguments that the dynamic methods share have been checked."""
-    if total_steps < 1:
-        raise ValueError(
-            f"total_steps is {total_steps}; expected the number of optimizer.step() calls of the whole run"
-        )
-    if every < 1:
-        raise ValueError(f"every is {every}; expected at least 1 weight step between two updates")
-    if not 0 <= drop_fraction <= 1:
-        raise ValueError(f"drop_fraction is {drop_fraction}; expected a share in [0, 1], such as 0.3")
-    if stop is not None and stop < 0:
-        raise ValueError(f"stop is {stop}; expected the last step with updates, 0 or later")
-    return int(0.75 * total_steps) if stop is None else stop
+    calls = "the number of optimizer.step() calls of the whole run"
+    total_steps = whole_number(total_steps, "total_steps", calls, least=1)
+    whole_number(every, "every", "the weight steps between two updates", least=1)
+    if not 0 <= real_number(drop_fraction, "drop_fraction", SHARE) <= 1:
+        raise ValueError(f"drop_fraction is {drop_fraction}; expected {SHARE}")
+    return int(0.75 * total_steps) if stop is None else whole_number(stop, "stop", "the last weight step with updates")

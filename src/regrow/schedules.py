@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from regrow.checks import whole_number
+
 Schedule = Callable[[int], float]
 
 
@@ -89,6 +91,10 @@ class Every:
     interval: int
     start: int
     stop: int
+
+    def __post_init__(self) -> None:
+        for name, least in (("interval", 1), ("start", 0), ("stop", 0)):
+            object.__setattr__(self, name, whole_number(getattr(self, name), name, "weight steps", least))
 
     def __call__(self, step: int) -> bool:
         return self.start <= step <= self.stop and (step - self.start) % self.interval == 0

@@ -42,7 +42,7 @@ def small_dense(build: Callable[[float], nn.Module], sparsity: float) -> SmallDe
     >>> small_dense(lambda multiplier: nn.Linear(100, max(1, int(300 * multiplier))), sparsity=0.9)
     SmallDense(multiplier=0.1, num_weights=3000, target=3000)
     """
-    check_sparsity(sparsity)
+    sparsity = check_sparsity(sparsity)
 
     @cache
     def num_weights(multiplier: float) -> int:

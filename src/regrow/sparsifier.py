@@ -205,6 +205,12 @@ class Sparsifier:
         groups = [(group.algorithm.name, list(group.layers)) for group in self._groups]
         momenta = {name: layer.momentum for name, layer in self._layers.items()}
         masks = state.check(saved, groups, {name: layer.layer for name, layer in self._layers.items()}, momenta)
+        for group in self._groups:
+            if group.algorithm.keeps_its_number:
+                found = sum(int(masks[name].count_nonzero()) for name in group.layers)
+                state.check_number(
+                    group.algorithm.name, found, sum(layer.alive.number for layer in group.layers.values())
+                )
         self.seed = saved["seed"]
         self.weight_steps = saved["weight_steps"]
         self.num_updates = saved["num_updates"]

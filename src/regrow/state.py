@@ -62,6 +62,15 @@ def check(
     return {name: _mask(name, saved["layers"][name], layer, momenta[name]) for name, layer in layers.items()}
 
 
+def check_number(algorithm: str, found: int, expected: int) -> None:
+    """Refuses the masks of another sparsity, for a method that keeps its number of alive weights."""
+    _expect(
+        found == expected,
+        f"it has {found:,} alive weights, and {algorithm} keeps {expected:,} here",
+        "attach with the sparsity and distribution that it was saved with",
+    )
+
+
 def _expect(condition: bool, found: str, remedy: str) -> None:
     if not condition:
         raise ValueError(f"this state does not fit: {found}; {remedy}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import signal
 import sys
@@ -86,8 +87,14 @@ class Train:
             return exit_code(interrupt)
         finally:
             ranks.end()
-        what = "test accuracy" if result.get("test_bits") is None else "test loss"
-        console.print(f"{config.run_id}  {what} {outcome(result).strip()}\n{folder}", soft_wrap=True)
+        measured = (
+            ""
+            if result["status"] == "diverged"
+            else "test accuracy "
+            if result.get("test_bits") is None
+            else "test loss "
+        )
+        console.print(f"{config.run_id}  {measured}{outcome(result).strip()}\n{folder}", soft_wrap=True)
         return 0
 
 
@@ -252,10 +259,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line: returns 0, 1 where a run failed, 2 for a slip of the user, 130 or 143 where it was stopped."""
     try:
         with terminating():
-            return _parse(arguments).run()
+            code = _parse(arguments).run()
+        sys.stdout.flush()
+        return code
     except store.NotWrittenError as error:
         print(f"regrow: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # whoever read the output has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        where = f"{error.filename} cannot be used" if error.filename else "it cannot be done"
+        print(f"regrow: {where} ({error.strerror or error}): give another file or folder", file=sys.stderr)
+        return 2
     except ValueError as error:
         print(f"regrow: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -64,7 +64,8 @@ def comparison(study: Mapping[str, Any], summaries: Sequence[Summary], table: Pu
             if value.slip:
                 slips.append(f"‡ {label}, S = {sparsity:g}: {value.slip}.")
     first = summaries[0]
-    title = f"{first.model} on {first.data}" + ("" if table is None else f", beside {table.name} of the report")
+    beside = ": memory and hours too" if table is None else f", beside {table.name} of the report"
+    title = f"{first.model} on {first.data}{beside}"
     notes = (*_notes(study, first, table), *slips)
     return Grid(title, HEAD, tuple(rows), notes).without_empty_columns()
 
@@ -96,7 +97,7 @@ def _row(summary: Summary, value: Value | None, table: Published | None) -> tupl
         MISSING if wall[0] is None or wall[1] is None else f"{wall[0]:.2f}x, {wall[1]:.2f}x",
         MISSING if value is None or value.wall is None else f"{value.wall:g}x",
         MISSING if summary.peak_memory_mib is None else f"{summary.peak_memory_mib:.0f}",
-        f"{summary.hours:.2g}",
+        f"{summary.hours:.2g}" if summary.hours >= 0.01 else f"{summary.hours:.5f}",
     )
 
 

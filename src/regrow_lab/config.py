@@ -154,8 +154,8 @@ class RunConfig:
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must lie in [0, 1), given {self.label_smoothing}")
         for name in ("seed", "warmup_steps", "validation", "image_size", "data_order"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, given {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < 2**63:
+                raise ValueError(f"{name} must be 0 or more, and less than 2^63, given {getattr(self, name)}")
         if self.nesterov and self.optimizer != "sgd":
             raise ValueError(f"nesterov is of sgd alone, the optimizer is {self.optimizer}: leave it out")
         self._check_start()

@@ -152,7 +152,8 @@ def _density_lines(summaries: Sequence[Summary]) -> dict[str, Line]:
     for method in ("snip", "grasp", "snfs", "rigl-sg", "rigl-sm", "pruning"):
         own = [line for line in lines if line[0].method == method]
         if own:  # of a method with several distributions, the run that started from uniform: what it found is its own
-            found[NAMES[method]] = own[0]
+            begun = " (from uniform)" if own[0][0].distribution == "uniform" else ""
+            found[NAMES[method] + begun] = own[0]
     return found
 
 
@@ -186,9 +187,11 @@ def _draw(axes: Axes, line: Line, x: Sequence[float]) -> None:
     """One line with its error bars; a hollow marker where seeds diverged, a cross at the foot of the axes for them."""
     colour, marker = STYLE.get(line[0].method, OTHER)
     dashed = "--" if line[0].multiplier > 1 and line[0].distribution == "uniform" else "-"
-    deviations = [cell.std or 0.0 for cell in line]
+    means = [0.0 if cell.mean is None else cell.mean for cell in line]
+    below = [min(cell.std or 0.0, mean) for cell, mean in zip(line, means, strict=True)]  # no accuracy beyond 0 or 100
+    above = [min(cell.std or 0.0, 100 - mean) for cell, mean in zip(line, means, strict=True)]
     axes.plot(x, _means(line), dashed, color=colour, marker=marker, ms=5, lw=1.4, label=line[0].label)
-    axes.errorbar(x, _means(line), deviations, color=colour, ls="none", elinewidth=0.8, capsize=2)
+    axes.errorbar(x, _means(line), [below, above], color=colour, ls="none", elinewidth=0.8, capsize=2)
     for at, cell in zip(x, line, strict=True):
         if cell.diverged:
             if cell.mean is not None:

@@ -18,6 +18,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.progress import Progress as Bars
+from rich.table import Column
 
 from regrow_lab.config import RunConfig
 
@@ -82,12 +83,13 @@ class LiveProgress:
 
     def __init__(self, console: Console) -> None:
         self.bars = Bars(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, ratio=3, min_width=10)),
+            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=6, max_width=24)),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[state]}", table_column=Column(no_wrap=True, ratio=2, overflow="ellipsis")),
+            TimeElapsedColumn(table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
+            expand=True,
             console=console,
             refresh_per_second=4,
             transient=True,
@@ -114,7 +116,7 @@ class LiveProgress:
 
     def run(self, worker: int | None, run: RunConfig, result: Mapping[str, Any]) -> None:
         """See Progress."""
-        self.bars.update(self.study, advance=1, state=f"last: {run.run_id} {outcome(result)}")
+        self.bars.update(self.study, advance=1, state=f"last: {outcome(result).strip()}")
         if result["status"] == "diverged":
             self.note(f"{run.run_id} {outcome(result)}")
 

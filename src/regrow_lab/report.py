@@ -80,7 +80,8 @@ def write_report(directory: Path | str, console: Console | None = None) -> str:
         store.write_whole(directory / "report" / name, partial(_write, content))
     width = console.width if console.is_terminal else None
     texts = [to_text(table, width, styled=console.is_terminal) for table in tables]
-    return "\n\n".join([*texts, *map(grids.to_text, beside), *missing])
+    telling = [grid for grid in beside if {"paper", "bits/char."} & set(grid.head)]  # the others repeat the table
+    return "\n\n".join([*texts, *map(grids.to_text, telling), *missing])
 
 
 def _write(content: bytes, file: IO[bytes]) -> None:
@@ -152,7 +153,7 @@ def _page(
     """report.md: the tables, the figures, and how they were made."""
     lines = ["# " + "; ".join(table.title for table in tables), "", *missing]
     for table in tables:
-        lines += ["", f"## {table.title}", "", to_markdown(table)]
+        lines += ["", *([f"## {table.title}", ""] if len(tables) > 1 else []), to_markdown(table)]
     for grid in beside:
         lines += ["", f"## {grid.title}", "", grids.to_markdown(grid)]
     lines += [*notes, ""] if notes else []

@@ -42,21 +42,28 @@ RESULT: Kinds = {
     **dict.fromkeys(("validation_accuracy", "validation_loss", "peak_memory_mib"), (*NUMBER, NOTHING)),
     "samples_per_second": NUMBER,
 }
+STUDY: Kinds = {
+    "study": TEXT,
+    "seeds": (int,),
+    **dict.fromkeys(("scale", "data", "storage"), TEXT),
+}
 NUMBERS_ONLY = {"densities": NUMBER, "wall": NUMBER}
 
 
-def check(path: Path, fields: Mapping[str, Any], kinds: Kinds) -> None:
+def check(
+    path: Path, fields: Mapping[str, Any], kinds: Kinds, remedy: str = "delete the run's folder to have it done again"
+) -> None:
     """Refuse a file of which a value is of another kind than it must be; what it lacks or has besides is left alone.
 
-    Raises ValueError that names the value.
+    Raises ValueError that names the value, and what to do.
     """
     for name, kind in kinds.items():
         if name not in fields:
             continue
-        _check_value(path, name, fields[name], kind)
+        _check_value(path, name, fields[name], kind, remedy)
         if name in NUMBERS_ONLY and fields[name] is not None:
             for part, value in fields[name].items():
-                _check_value(path, f"{name}.{part}", value, NUMBERS_ONLY[name])
+                _check_value(path, f"{name}.{part}", value, NUMBERS_ONLY[name], remedy)
 
 
 def check_result(path: Path, fields: Mapping[str, Any]) -> None:
@@ -66,10 +73,8 @@ def check_result(path: Path, fields: Mapping[str, Any]) -> None:
         raise ValueError(f"{path} is damaged: a finished run has an accuracy; delete the run's folder to have it anew")
 
 
-def _check_value(path: Path, name: str, value: Any, kind: tuple[type, ...]) -> None:
+def _check_value(path: Path, name: str, value: Any, kind: tuple[type, ...], remedy: str) -> None:
     if type(value) not in kind or (isinstance(value, int) and abs(value) >= LARGEST):
         expected = " or ".join("null" if each is NOTHING else each.__name__ for each in kind)
         given = f"{value!r:.40}"
-        raise ValueError(
-            f"{path} is damaged: {name} is {given}, expected {expected}; delete the run's folder to have it done again"
-        )
+        raise ValueError(f"{path} is damaged: {name} is {given}, expected {expected}; {remedy}")

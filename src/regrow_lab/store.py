@@ -109,7 +109,7 @@ def open_study(directory: Path, name: str, seeds: int, **settings: Any) -> None:
     # Listed before study.json is looked for: it is the first file of a study that another process begins just now.
     other = directory.exists() and any(not each.name.startswith(path.name) for each in directory.iterdir())
     if path.exists():
-        study = read_json(path)
+        study = read_study(directory)
         if study.get("study") != name:
             raise ValueError(
                 f"{directory} is the folder of the study {study.get('study')!r}, not {name!r}: give another with --out"
@@ -167,13 +167,25 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         fields = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} is not readable JSON ({error}): delete it to have the run done again") from None
+        raise ValueError(
+            f"{path} is not readable JSON ({error}): delete it, and the same command makes it anew"
+        ) from None
     if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
         given = fields.get("schema") if isinstance(fields, dict) else None
         raise ValueError(
             f"{path} has schema {given}, this version reads {SCHEMA}: give a folder that this version wrote"
         )
     return fields
+
+
+def read_study(directory: Path) -> dict[str, Any]:
+    """The content of study.json; empty where the folder is not that of a study. Raises ValueError if it is damaged."""
+    path = directory / "study.json"
+    if not path.exists():
+        return {}
+    study = read_json(path)
+    schema.check(path, study, schema.STUDY, "delete it, and the study's command makes it anew")
+    return study
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -30,8 +30,7 @@ def cells_of(runs: Sequence[StoredRun]) -> tuple[Summary, ...]:
 
 def study_of(directory: Path) -> dict[str, Any]:
     """The content of study.json; empty where the folder is not that of a study."""
-    path = directory / "study.json"
-    return store.read_json(path) if path.exists() else {}
+    return store.read_study(directory)
 
 
 def study_tables(study: Mapping[str, Any], summaries: Sequence[Summary]) -> tuple[Grid, ...]:

@@ -23,15 +23,18 @@ from regrow_lab.summary import GROUPS, Summary
 
 MISSING = "–"
 MOST_SPARSITIES = 6
+APART = 10
+"""Points of accuracy between seeds beyond which a table says more than their mean."""
 GAP = 2
 """Characters between the columns of the text."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Accuracy and FLOPs of one row at one sparsity, as text; `best` marks the best accuracy of the group there."""
+    """Accuracy, achieved density and FLOPs of one row at one sparsity, as text; `best`: the best of its group there."""
 
     accuracy: str = MISSING
+    density: str = MISSING
     flops: str = MISSING
     best: bool = False
 
@@ -82,13 +85,12 @@ def _table(title: str, summaries: Sequence[Summary]) -> Table:
             # The dense net has no sparsity of its own: as in the report, it stands in the first column.
             by_sparsity = {sparsities[0] if each.method == "dense" else each.sparsity: each for each in same}
             cells = (
-                Cell(_accuracy(each, seeds), _flops(each), each in best)
+                Cell(_accuracy(each, seeds), f"{each.density:.3g}", _flops(each), each in best)
                 if (each := by_sparsity.get(sparsity))
                 else Cell()
                 for sparsity in sparsities
             )
-            mark = "†" if any(map(_density_differs, same)) else ""
-            rows.append(Row(same[0].label + mark, tuple(cells)))
+            rows.append(Row(same[0].label, tuple(cells)))
         groups.append(tuple(rows))
     return Table(title, sparsities, tuple(groups), tuple(_notes(summaries, seeds)))
 
@@ -111,11 +113,15 @@ def best_of_groups(summaries: Iterable[Summary]) -> list[Summary]:
 
 
 def _accuracy(summary: Summary, seeds: int) -> str:
-    """As in `97.2 ± 0.31`, with the number of runs where it is not `seeds`, and the diverged where there are some."""
+    """As in `97.2 ± 0.31`, with the number of runs where it is not `seeds`, and the diverged where there are some.
+
+    A mark says that the seeds lie far apart, so that mean and deviation describe none of them.
+    """
     runs = summary.n + summary.diverged
     if summary.mean is None:
         return f"diverged (0/{runs})"
     text = f"{summary.mean:5.1f}" + ("" if summary.std is None else f" ± {summary.std:5.2f}")
+    text += "†" if _apart(summary) else ""
     if summary.diverged:
         return f"{text} ({summary.n}/{runs}; {summary.diverged} diverged)"
     return text if runs == seeds else f"{text} (n = {runs})"
@@ -132,8 +138,8 @@ def _ratio(ratio: float) -> str:
     return f"{ratio:.2f}x" if ratio >= 0.0995 else f"{ratio:.3f}x"
 
 
-def _density_differs(summary: Summary) -> bool:
-    return f"{summary.density:.2g}" != f"{1 - summary.sparsity:.2g}"
+def _apart(summary: Summary) -> bool:
+    return summary.min is not None and summary.max is not None and summary.max - summary.min > APART
 
 
 def _notes(summaries: Sequence[Summary], seeds: int) -> Iterable[str]:
@@ -147,14 +153,15 @@ def _notes(summaries: Sequence[Summary], seeds: int) -> Iterable[str]:
         + "; ".join(f"({i}) {GROUPS[group]}" for i, group in enumerate(present, 1))
         + "."
     )
-    differing = [summary for summary in summaries if _density_differs(summary)]
-    if differing:
-        by_row = itertools.groupby(differing, key=lambda summary: summary.label)
-        densities = (
-            f"{row} " + ", ".join(f"{each.density:.3g} (S = {each.sparsity:g})" for each in same)
+    apart = [summary for summary in summaries if _apart(summary)]
+    if apart:
+        by_row = itertools.groupby(apart, key=lambda summary: summary.label)
+        ranges = (
+            f"{row} "
+            + ", ".join(f"{each.median:.1f} ({each.min:.1f} – {each.max:.1f}) at {each.sparsity:g}" for each in same)
             for row, same in by_row
         )
-        yield "† Achieved density, where it is not 1 − S: " + "; ".join(densities) + "."
+        yield f"† Seeds more than {APART} points apart; median (lowest – highest): " + "; ".join(ranges) + "."
 
 
 def to_text(table: Table, width: int | None = None, styled: bool = False) -> str:
@@ -188,7 +195,7 @@ def _blocks(table: Table, width: int | None) -> list[list[int]]:
     for i in range(len(table.sparsities)):
         accuracy = max(len("accuracy"), *(len(row.cells[i].accuracy) for row in rows))
         flops = max(len("train, test"), *(len(row.cells[i].flops) for row in rows))
-        needed = accuracy + flops + 2 * GAP
+        needed = accuracy + max(len("density"), *(len(row.cells[i].density) for row in rows)) + flops + 3 * GAP
         if not blocks or needed > left:
             blocks.append([])
             left = room
@@ -202,6 +209,7 @@ def _rich_table(table: Table, columns: Sequence[int], styled: bool) -> RichTable
     grid.add_column("\nMethod", no_wrap=True)
     for i in columns:
         grid.add_column(f"S = {table.sparsities[i]:g}\naccuracy", no_wrap=True)
+        grid.add_column("\ndensity", no_wrap=True, justify="right")
         grid.add_column("FLOPs\ntrain, test", no_wrap=True, justify="right")
     for group in table.groups:
         for row in group:
@@ -210,7 +218,7 @@ def _rich_table(table: Table, columns: Sequence[int], styled: bool) -> RichTable
                 texts = [Text(row.label)]
                 for cell in cells:
                     accuracy = cell.accuracy + ("*" if cell.best and not styled else "")
-                    texts += [Text(accuracy, style="bold" if cell.best else ""), Text(cell.flops)]
+                    texts += [Text(accuracy, style="bold" if cell.best else ""), Text(cell.density), Text(cell.flops)]
                 grid.add_row(*texts)
         grid.add_section()
     return grid
@@ -220,7 +228,7 @@ def to_markdown(table: Table) -> str:
     """The table in Markdown, lined up in the source too, the best of each group bold."""
     header = ["Method"]
     for sparsity in table.sparsities:
-        header += [f"S = {sparsity:g}: accuracy", "FLOPs (train, test)"]
+        header += [f"S = {sparsity:g}: accuracy", "density", "FLOPs (train, test)"]
     lines = [header]
     for number, group in enumerate(table.groups, 1):
         lines.append([f"*({number})*", *[""] * (len(header) - 1)])
@@ -228,7 +236,7 @@ def to_markdown(table: Table) -> str:
             texts = [row.label]
             for cell in row.cells:
                 accuracy = " ".join(cell.accuracy.split())
-                texts += [f"**{accuracy}**" if cell.best else accuracy, cell.flops]
+                texts += [f"**{accuracy}**" if cell.best else accuracy, cell.density, cell.flops]
             lines.append([text.replace("|", "\\|") for text in texts])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
@@ -239,8 +247,8 @@ def to_markdown(table: Table) -> str:
 def to_latex(table: Table) -> str:
     """The table as a LaTeX float with booktabs rules, the best of each group bold."""
     count = len(table.sparsities)
-    heads = [rf"\multicolumn{{2}}{{c}}{{$S = {sparsity:g}$}}" for sparsity in table.sparsities]
-    rules = [rf"\cmidrule(lr){{{2 * i + 2}-{2 * i + 3}}}" for i in range(count)]
+    heads = [rf"\multicolumn{{3}}{{c}}{{$S = {sparsity:g}$}}" for sparsity in table.sparsities]
+    rules = [rf"\cmidrule(lr){{{3 * i + 2}-{3 * i + 4}}}" for i in range(count)]
     body = []
     for group in table.groups:
         body.append(r"\midrule")
@@ -248,7 +256,11 @@ def to_latex(table: Table) -> str:
             texts = [re.sub(r"\\_(\d+)x", r"$_{\1\\times}$", _escape(row.label))]
             for cell in row.cells:
                 accuracy = _escape(" ".join(cell.accuracy.split()))
-                texts += [rf"\textbf{{{accuracy}}}" if cell.best else accuracy, _escape(cell.flops)]
+                texts += [
+                    rf"\textbf{{{accuracy}}}" if cell.best else accuracy,
+                    _escape(cell.density),
+                    _escape(cell.flops),
+                ]
             body.append(" & ".join(texts) + r" \\")
     lines = [
         r"% needs \usepackage{booktabs} and \usepackage{graphicx}",
@@ -256,11 +268,11 @@ def to_latex(table: Table) -> str:
         r"\centering",
         rf"\caption{{{_escape(table.title)}. {_escape(' '.join(table.notes))} Best of each group in bold.}}",
         r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-        rf"\begin{{tabular}}{{l{'lr' * count}}}",
+        rf"\begin{{tabular}}{{l{'lrr' * count}}}",
         r"\toprule",
         " & ".join(["", *heads]) + r" \\",
         " ".join(rules),
-        " & ".join(["Method", *[r"Accuracy $\uparrow$", r"FLOPs $\downarrow$"] * count]) + r" \\",
+        " & ".join(["Method", *[r"Accuracy $\uparrow$", "Density", r"FLOPs $\downarrow$"] * count]) + r" \\",
         *body,
         r"\bottomrule",
         r"\end{tabular}}",

@@ -168,6 +168,18 @@ def test_counts_over_long_runs_do_not_wrap() -> None:
     assert count.density == (2**33 + 1) / 2**34
 
 
+def test_snip_keeps_its_number_beyond_2_to_the_24() -> None:
+    """Where a quantile function, or a count in float32, ends."""
+    model = nn.Linear(4200, 4000, bias=False)
+    assert model.weight.numel() > 2**24
+    optimizer = sgd(model)
+    sparsifier = regrow.attach(model, optimizer, regrow.snip(sparsity=0.9))
+    model.weight.grad = model.weight.detach().flip(0)
+    optimizer.step()
+    assert sparsifier.num_alive == {"weight": 1_680_000}
+    assert int(sparsifier.masks["weight"].sum()) == 1_680_000
+
+
 def test_grids_of_huge_layers() -> None:
     assert output_blocks(4).grid((2**18 + 1, 2**16)) == (2**16 + 1, 2**16)
 

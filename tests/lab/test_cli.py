@@ -64,6 +64,11 @@ def test_help_and_slips_do_without_torch(arguments: list[str]) -> None:
         ("data fetch imagenet", "there is no download of 'imagenet'"),
         ("report OTHER", "holds no runs"),
         ("report nowhere", "nowhere holds no runs"),
+        ("study digits --out FILE/x", "FILE/x cannot be used (Not a directory): give another file or folder"),
+        ("train --out FILE/y", "cannot be used (Not a directory)"),
+        ("train --out FILE", "cannot be used (Not a directory)"),
+        ("train --seed 99999999999999999999999", "seed must be 0 or more, and less than 2^63"),
+        ("flops vit-0-0-0", "model 'vit-0-0-0' has a size of 0"),
     ],
 )
 def test_a_slip_is_one_line_and_exit_2(
@@ -81,6 +86,33 @@ def test_a_slip_is_one_line_and_exit_2(
     assert message in said.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["FILE", "OTHER"]
     assert sorted(path.name for path in (tmp_path / "OTHER").iterdir()) == ["thing"]
+
+
+@pytest.mark.parametrize("study", ['"seeds": "x"', '"seeds": 1, "scale": 3', '"study": []'])
+@pytest.mark.parametrize("command", ["report OUT", "study digits --out OUT"])
+def test_a_damaged_study_is_one_line(
+    command: str, study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("OUT/runs").mkdir(parents=True)
+    Path("OUT/study.json").write_text(f'{{"schema": 1, {study}}}')
+    assert main(command.split()) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("regrow: OUT/study.json is damaged: ")
+    assert said.endswith("delete it, and the study's command makes it anew\n")
+    assert said.count("\n") == 1
+
+
+def test_a_reader_that_has_ended_is_no_error() -> None:
+    listing = subprocess.Popen(
+        [sys.executable, "-m", "regrow_lab", "data", "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert listing.stdout
+    assert listing.stderr
+    listing.stdout.close()
+    assert listing.stderr.read() == b""
+    listing.stderr.close()
+    assert listing.wait() == 128 + signal.SIGPIPE
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])

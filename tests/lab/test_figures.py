@@ -119,7 +119,7 @@ def test_layer_densities(study: tuple[Summary, ...]) -> None:
     figure = drawn(layer_densities(study))
     assert [axes.get_title() for axes in figure.axes] == ["S = 0.9", "S = 0.99"]
     for axes, density in zip(figure.axes, (0.1, 0.01), strict=True):
-        assert list(lines(axes)) == ["uniform", "ERK", "SNIP", "SNFS", "Pruning"]
+        assert list(lines(axes)) == ["uniform", "ERK", "SNIP", "SNFS (from uniform)", "Pruning"]
         assert all(values == pytest.approx([density] * 3) for _, values in lines(axes).values())
         assert [tick.get_text() for tick in axes.get_xticklabels()] == ["fc1", "fc2", "fc3"]
 
@@ -129,7 +129,7 @@ def test_densities_of_a_method_are_those_it_found(tmp_path: Path) -> None:
     store_run(tmp_path, "snfs", distribution="uniform", result={"densities": found})
     store_run(tmp_path, "snfs", distribution="erk")
     figure = drawn(layer_densities(summarise(read_runs(tmp_path))))
-    assert lines(figure.axes[0])["SNFS"][1] == pytest.approx([0.05, 0.1, 0.9])
+    assert lines(figure.axes[0])["SNFS (from uniform)"][1] == pytest.approx([0.05, 0.1, 0.9])
 
 
 @pytest.mark.parametrize("draw", [accuracy_against_sparsity, accuracy_against_flops, layer_densities])

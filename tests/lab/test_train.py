@@ -120,6 +120,16 @@ def test_sparsity_and_flops_are_the_methods_own(whole: Path, config: RunConfig) 
         assert (result["updates"], result["weight_steps"]) == (1, 41)
 
 
+@pytest.mark.parametrize("method", ["static", "set", "rigl"])
+def test_the_distribution_that_runs_is_the_one_that_was_asked_for(method: str) -> None:
+    uniform = Training(RunConfig(method=method, sparsity=0.9, distribution="uniform"), torch.device("cpu"))
+    erk = Training(RunConfig(method=method, sparsity=0.9, distribution="erk"), torch.device("cpu"))
+    assert uniform.sparsifier
+    assert erk.sparsifier
+    assert list(uniform.sparsifier.densities.values()) == pytest.approx([0.1, 0.1, 0.1], abs=1e-4)
+    assert list(erk.sparsifier.densities.values()) == pytest.approx([0.1089, 0.0766, 0.6318], abs=1e-3)
+
+
 def test_the_stored_weights_are_the_net_that_was_tested(whole: Path) -> None:
     _, result, weights = outcome(whole, RIGL)
     data, net = load_data("digits", torch.device("cpu")), net_of(RIGL)

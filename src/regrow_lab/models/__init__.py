@@ -92,6 +92,8 @@ def find_model(name: str) -> Builder:
     for pattern, build, keywords in FAMILIES.values():
         numbers = re.fullmatch(pattern, name)
         if numbers:
+            if not all(map(int, numbers.groups())):
+                raise ValueError(f"model '{name}' has a size of 0; expected numbers of 1 or more")
             return partial(build, **dict(zip(keywords, map(int, numbers.groups()), strict=True)))
     near = difflib.get_close_matches(name, MODELS, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ""

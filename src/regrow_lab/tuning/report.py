@@ -67,8 +67,7 @@ class Searched:
 
 def is_search(directory: Path) -> bool:
     """Whether the folder is that of a search."""
-    path = directory / "study.json"
-    return path.exists() and str(store.read_json(path).get("study", "")).startswith(PREFIX)
+    return str(store.read_study(directory).get("study", "")).startswith(PREFIX)
 
 
 def searches(runs: Iterable[StoredRun], alpha: float, every: int) -> dict[Search, Searched]:
