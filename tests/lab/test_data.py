@@ -209,6 +209,8 @@ def test_a_hostile_pickle_is_refused_and_not_run(protocol: int) -> None:
         b"\x82\x01.",  # an object of the extension registry
         b"",
         b"no pickle at all",
+        b"Nr\xff\xff\xff\x7f.",  # LONG_BINPUT: a table of 2^31 remembered values
+        b"Np2147483647\n.",
     ],
 )
 def test_names_beyond_the_few_are_refused_whatever_the_opcode(content: bytes) -> None:

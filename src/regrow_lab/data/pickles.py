@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 from typing import Any
 
 import torch
@@ -78,10 +79,18 @@ def read_pickle(content: bytes, what: str) -> Any:
         ValueError: it is broken, or asks for anything but plain data; nothing of it has been run.
     """
     try:
+        _check_memo(content)
         return _plain(_Unpickler(io.BytesIO(content), encoding="bytes").load())
     except Exception as error:  # a broken pickle may raise anything
         reason = str(error) or type(error).__name__
         raise ValueError(f"{what} is not a pickle of plain data ({reason}): it is refused, fetch it again") from None
+
+
+def _check_memo(content: bytes) -> None:
+    """Refuses numbers of remembered values that no honest pickle reaches: Python makes a table up to the largest."""
+    for operation, argument, _ in pickletools.genops(content):
+        if operation.name.endswith("PUT") and not 0 <= int(argument or 0) <= len(content):
+            raise pickle.UnpicklingError(f"it remembers a value as number {argument}")
 
 
 def _plain(value: Any) -> Any:
