@@ -187,16 +187,30 @@ def _draw(axes: Axes, line: Line, x: Sequence[float]) -> None:
     """One line with its error bars; a hollow marker where seeds diverged, a cross at the foot of the axes for them."""
     colour, marker = STYLE.get(line[0].method, OTHER)
     dashed = "--" if line[0].multiplier > 1 and line[0].distribution == "uniform" else "-"
-    means = [0.0 if cell.mean is None else cell.mean for cell in line]
-    below = [min(cell.std or 0.0, mean) for cell, mean in zip(line, means, strict=True)]  # no accuracy beyond 0 or 100
-    above = [min(cell.std or 0.0, 100 - mean) for cell, mean in zip(line, means, strict=True)]
     axes.plot(x, _means(line), dashed, color=colour, marker=marker, ms=5, lw=1.4, label=line[0].label)
-    axes.errorbar(x, _means(line), [below, above], color=colour, ls="none", elinewidth=0.8, capsize=2)
+    axes.errorbar(
+        x,
+        _means(line),
+        np.transpose([_whiskers(cell) for cell in line]),
+        color=colour,
+        ls="none",
+        elinewidth=0.8,
+        capsize=2,
+    )
     for at, cell in zip(x, line, strict=True):
         if cell.diverged:
             if cell.mean is not None:
                 axes.plot([at], [cell.mean], marker, ms=5, color=colour, markerfacecolor="white", zorder=5)
             axes.plot([at], [FOOT], "x", ms=7, mew=2, color=colour, transform=axes.get_xaxis_transform(), zorder=5)
+
+
+def _whiskers(cell: Summary) -> tuple[float, float]:
+    """How far the error bar goes down and up: the deviation; where that is beyond 0 or 100, to the seed at that end."""
+    if cell.mean is None or cell.std is None or cell.min is None or cell.max is None:
+        return 0.0, 0.0
+    down = cell.std if cell.mean >= cell.std else cell.mean - cell.min
+    up = cell.std if cell.mean + cell.std <= 100 else cell.max - cell.mean
+    return down, up
 
 
 def _means(line: Line) -> NDArray[np.float64]:

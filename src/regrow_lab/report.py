@@ -158,7 +158,7 @@ def _page(
         lines += ["", f"## {grid.title}", "", grids.to_markdown(grid)]
     lines += [*notes, ""] if notes else []
     for name, (caption, _) in figures.items():
-        lines += [f"![{caption}]({name}.png)", "", f"*{caption}.* ([PDF]({name}.pdf))", ""]
+        lines += [f"![{caption}]({name}.png)", "", f"*{caption}.*", ""]
     return "\n".join([*lines, "## How it was made", "", *_provenance(runs)]) + "\n"
 
 

@@ -116,7 +116,7 @@ def write_tuning_report(directory: Path) -> str:
     if figure is not None:
         files["contours.png"] = _image(figure, "png", {"Software": None})
         files["contours.pdf"] = _image(figure, "pdf", {"CreationDate": None})
-    drawn = f"![Contours](contours.png)\n\n*{CAPTION}* ([PDF](contours.pdf))\n\n" if figure else ""
+    drawn = f"![Contours](contours.png)\n\n*{CAPTION}*\n\n" if figure else ""
     finished = [run.result for run in runs if run.result is not None]
     made = (
         f"- {len(finished)} runs, {sum(float(result['seconds']) for result in finished):.0f} s in all\n"
