@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -239,6 +239,32 @@ def test_single_and_half_precision(dtype, shape, batch):
     ).check(batch, dtype, dense=True)
 
 
+@given(
+    co=st.sampled_from([16, 17, 32, 33, 48, 65]),
+    ci=st.sampled_from([16, 24, 31, 32, 47, 64]),
+    height=st.integers(1, 9),
+    width=st.integers(1, 19),
+    kernel=pair,
+    stride=pair,
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    dilation=pair,
+    density=st.sampled_from([0.1, 0.3, 1.0]),
+    bias=st.booleans(),
+    batch=st.sampled_from([25, 32, 33, 70]),
+    seed=st.integers(0, 2**16),
+    dense=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_half_precision_in_blocks_of_channels(
+    co, ci, height, width, kernel, stride, padding, dilation, density, bias, batch, seed, dense
+):
+    """Shapes that CPUs with AMX compute on dense tiles: whole and broken blocks of 32 channels, columns and images."""
+    reach = [size + 2 * padding[i] - dilation[i] * (kernel[i] - 1) for i, size in enumerate((height, width))]
+    assume(min(reach) >= 1 and height * width > 1)
+    case = convolution_case(co, ci, height, width, kernel, stride, padding, dilation, density, bias, seed)
+    case.check(batch, torch.bfloat16, dense=dense)
+
+
 def test_one_alive_weight():
     case = convolution_case(6, 5, 9, 9, (3, 3), (1, 1), (1, 1), (1, 1), 0.0, False)
     case.pairs = [(torch.zeros(6, 5, 3, 3, dtype=torch.float64), torch.tensor([100]))]
@@ -346,14 +372,18 @@ def test_regions_in_lower_precision(name, dtype):
     Case(operations, outputs, shapes, channels).check(70, dtype, tolerance=1e-3 if dtype == torch.float32 else 0.5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("threads", [2, 3])
-def test_threads_change_only_the_order_of_sums(threads):
+def test_threads_change_only_the_order_of_sums(threads, dtype):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
         for name in ("post-activation", "mlp"):
             operations, outputs, shapes, channels = REGIONS[name]
-            Case(operations, outputs, shapes, channels).check(50)
+            Case(operations, outputs, shapes, channels).check(
+                50, dtype, tolerance=None if dtype == torch.float64 else 0.5
+            )
+        convolution_case(40, 33, 6, 9, (3, 3), (1, 1), (1, 1), (1, 1), 0.3, True).check(100, dtype, dense=True)
     finally:
         torch.set_num_threads(before)
 

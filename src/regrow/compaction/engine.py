@@ -69,7 +69,7 @@ def unavailable_reason() -> str | None:
 
 
 def instruction_set() -> str:
-    """The variant that new plans use: avx512_bf16, avx512, avx2 or baseline; REGROW_ISA=avx2 forces one."""
+    """The variant that new plans use: amx, avx512_bf16, avx512, avx2 or baseline; REGROW_ISA=avx2 forces one."""
     return str(native().variant())
 
 

@@ -50,6 +50,21 @@ class Prefetcher {
     const char *at_ = nullptr, *end_ = nullptr;
 };
 
+REGROW_INLINE void prefetch_view(Prefetcher& p, const View& view, int tile, int row, int rows, int last_tile) {
+    const Shape& s = view.shape;
+    if (row >= s.height)
+        row = 0, tile++;
+    if (row < 0)
+        row = 0;
+    if (tile >= last_tile)
+        return;
+    const size_t at = tile * s.tile_bytes() + row * s.row_bytes(),
+                 bytes = smaller(rows, s.height - row) * s.row_bytes();
+    p.add(view.first.data + at, bytes);
+    if (view.second.data)
+        p.add(view.second.data + at, bytes);
+}
+
 template <class T>
 struct Column {  // one tile of columns of one row, all output channels
     const Segments& segments;
@@ -173,10 +188,9 @@ static void weight_column(const WeightColumn<T>& a) {
 }
 
 // Calls the instance for C columns, 1 <= C <= 8.
-template <class T, template <class, int> class Call, class Argument>
+template <class T, template <class, int> class Call, int most = tile_lines<T>(), class Argument>
 REGROW_INLINE void by_width(int width, const Argument& a) {
     using F = void (*)(const Argument&);
-    constexpr int most = tile_lines<T>();
     static constexpr F table[8] = {Call<T, smaller(1, most)>::run, Call<T, smaller(2, most)>::run,
                                    Call<T, smaller(3, most)>::run, Call<T, smaller(4, most)>::run,
                                    Call<T, smaller(5, most)>::run, Call<T, smaller(6, most)>::run,
@@ -195,10 +209,7 @@ struct CallWeightColumn {
 // Columns are cut into tiles of equal width as far as possible: 10 = 5 + 5, 28 = 7 + 7 + 7 + 7.
 struct Tiles {
     int width, count;
-    template <class T>
-    static Tiles of(int width) {
-        return {width, (width + tile_lines<T>() - 1) / tile_lines<T>()};
-    }
+    static Tiles of(int width, int most) { return {width, (width + most - 1) / most}; }
     int begin(int i) const { return int(long(width) * i / count); }
 };
 

@@ -12,7 +12,7 @@
 // Each row reads and writes every stream once: 1.5 GB a WRN-22-2 training step in fp32, hidden behind the arithmetic
 // by prefetching the next row's lines while this row is computed.
 #pragma once
-#include "columns.hpp"
+#include "amx.hpp"
 
 namespace regrow {
 namespace REGROW_VARIANT {
@@ -60,24 +60,12 @@ REGROW_INLINE bool reads_in_place(const View& view, const RingShape& ring, const
     return view.plain() && row_by_row && ring.phases == 1 && ring.left == 0 && ring.pitch == view.shape.width;
 }
 
-REGROW_INLINE void prefetch_view(Prefetcher& p, const View& view, int tile, int row, int rows, int last_tile) {
-    const Shape& s = view.shape;
-    if (row >= s.height)
-        row = 0, tile++;
-    if (row < 0)
-        row = 0;
-    if (tile >= last_tile)
-        return;
-    const size_t at = tile * s.tile_bytes() + row * s.row_bytes(),
-                 bytes = smaller(rows, s.height - row) * s.row_bytes();
-    p.add(view.first.data + at, bytes);
-    if (view.second.data)
-        p.add(view.second.data + at, bytes);
-}
-
 template <class T>
 static void convolution_forward(const ConvolutionForward& f, Worker& worker) {
     using V = typename T::V;
+    if constexpr (T::tiles)
+        if (f.tiles.data)
+            return convolution_forward_tiles<T>(f, worker);
     const Geometry& geometry = f.geometry;
     const Shape &in = f.input.shape, &out = f.output.shape;
     const RingShape& ring = f.ring;
@@ -87,7 +75,7 @@ static void convolution_forward(const ConvolutionForward& f, Worker& worker) {
         (V*)worker.scratch(worker.owner, kAccumulators, size_t(out.channels) * kTileLines * T::parts * sizeof(V));
     Sums<T> sums;
     sums.start(worker, kSums, out.channels);
-    const Tiles tiles = Tiles::of<T>(out.width);
+    const Tiles tiles = Tiles::of(out.width, tile_lines<T>());
     for (int tile = worker.first; tile < worker.last; tile++) {
         InputRing<T> input{f.input, ring, geometry.padding_h, memory, 0};
         for (int y = 0; y < out.height; y++) {
@@ -123,6 +111,9 @@ static void convolution_forward(const ConvolutionForward& f, Worker& worker) {
 template <class T>
 static void convolution_backward(const ConvolutionBackward& b, Worker& worker) {
     using V = typename T::V;
+    if constexpr (T::tiles)
+        if (b.weight_tiles.taps || b.transposed_tiles)
+            return convolution_backward_tiles<T>(b, worker);
     const Geometry& geometry = b.geometry;
     const Shape &in = b.input.shape, &out = b.gradient.shape;
     const RingShape &xring = b.input_ring, &dring = b.gradient_ring;
@@ -138,7 +129,7 @@ static void convolution_backward(const ConvolutionBackward& b, Worker& worker) {
         (V*)worker.scratch(worker.owner, kAccumulators, size_t(in.channels) * kTileLines * T::parts * sizeof(V));
     Sums<T> sums;
     sums.start(worker, kSums, in.channels);
-    const Tiles tiles = Tiles::of<T>(out.width);
+    const Tiles tiles = Tiles::of(out.width, tile_lines<T>());
     long segments = weights ? long(tiles.count) * b.weight.blocks * b.weight.rows : 0;
     if (b.transposed)
         for (int i = 0; i < sh * sw; i++)
@@ -200,7 +191,7 @@ static void convolution_backward(const ConvolutionBackward& b, Worker& worker) {
                     continue;
                 const Segments& s = b.transposed[parity];
                 const uint16_t* offsets = s.offsets + s.variant * size_t(r % dring.rows);
-                const Tiles parity_tiles = Tiles::of<T>((in.width - first + sw - 1) / sw);
+                const Tiles parity_tiles = Tiles::of((in.width - first + sw - 1) / sw, tile_lines<T>());
                 for (int i = 0; i < parity_tiles.count; i++) {
                     const int column = parity_tiles.begin(i);
                     by_width<T, CallColumn>(parity_tiles.begin(i + 1) - column,

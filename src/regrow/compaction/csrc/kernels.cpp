@@ -20,7 +20,7 @@ static constexpr Kernels kernels() {
 extern const Variant variant;
 #define REGROW_TEXT(x) #x
 #define REGROW_NAME(x) REGROW_TEXT(x)
-const Variant variant = {REGROW_NAME(REGROW_VARIANT), B16::pairs, kernels<F32>(), kernels<B16, F32>(), kernels<F64>()};
+const Variant variant = {REGROW_NAME(REGROW_VARIANT), B16::pairs, B16::tiles, kernels<F32>(), kernels<B16, F32>(), kernels<F64>()};
 
 }  // namespace REGROW_VARIANT
 }  // namespace regrow

@@ -287,4 +287,76 @@ void pack_transposed_product(const Pattern& p, const RingShape& ring, const void
                         ring.channel_bytes(), 0, to.weights.data(), count});
 }
 
+namespace {
+
+constexpr int kBlock = 32;
+int blocks_of(int channels) { return (channels + kBlock - 1) / kBlock; }
+
+// `class_of`, `classes`: of the taps; `transposed`: rows of tiles are inputs
+void fill_tiles(const Pattern& p, const TapTable& table, const std::vector<int>& class_of, int classes, bool transposed,
+                const float* values, PackedTiles& to) {
+    const int row_blocks = blocks_of(transposed ? p.in : p.out), column_blocks = blocks_of(transposed ? p.out : p.in);
+    const size_t per_tap = size_t(row_blocks) * column_blocks * kBlock * kBlock;
+    std::vector<int> number(p.taps), count(classes);  // of a tap in its class
+    for (int t = 0; t < p.taps; t++)
+        number[t] = count[class_of[t]]++;
+    std::vector<size_t> first(classes);
+    uint16_t* data = nullptr;
+    if (values) {
+        to.data.assign(per_tap * p.taps + 32, 0);  // 64 bytes more, to align
+        data = (uint16_t*)((uintptr_t(to.data.data()) + 63) / 64 * 64);
+    }
+    to.lines.clear(), to.weights.clear();
+    to.lines.reserve(size_t(table.positions) * p.taps);
+    size_t taps = 0;
+    for (int c = 0; c < classes; taps += count[c++]) {
+        first[c] = taps * per_tap;
+        to.weights.push_back(
+            {data ? data + first[c] : nullptr, row_blocks, column_blocks, count[c], to.lines.data() + to.lines.size()});
+        for (int v = 0; v < table.positions; v++)
+            for (int t = 0; t < p.taps; t++)
+                if (class_of[t] == c)
+                    to.lines.push_back(table.lines[size_t(v) * p.taps + t]);
+    }
+    for (int o = 0; values && o < p.out; o++) {
+        const uint16_t* row = p.row(o);
+        const float* w = values + p.row_start(o);
+        for (size_t k = 0; k < p.row_count(o); k++) {
+            const int i = row[k] / p.taps, t = row[k] % p.taps, r = transposed ? i : o, c = transposed ? o : i;
+            const size_t block = size_t(r / kBlock) * column_blocks + c / kBlock;
+            data[first[class_of[t]] + (block * count[class_of[t]] + number[t]) * kBlock * kBlock +
+                 r % kBlock * kBlock + c % kBlock] = bfloat16(w[k]);
+        }
+    }
+}
+
+}  // namespace
+
+size_t tile_count(const Pattern& p) { return size_t(blocks_of(p.out)) * blocks_of(p.in) * p.taps * kBlock * kBlock; }
+
+void pack_tiles(const Pattern& p, const TapTable& table, const float* values, PackedTiles& to) {
+    fill_tiles(p, table, std::vector<int>(p.taps, 0), 1, false, values, to);
+}
+void pack_transposed_tiles(const Pattern& p, const TapTable& table, const std::vector<int>& class_of, int classes,
+                           const float* values, PackedTiles& to) {
+    fill_tiles(p, table, class_of, classes, true, values, to);
+}
+
+void unpack_tile_gradient(const Pattern& p, const void* const* sums, int threads, float* to) {
+    const int column_blocks = blocks_of(p.in);
+    for (int o = 0; o < p.out; o++) {
+        const uint16_t* row = p.row(o);
+        const size_t first = size_t(o / kBlock) * column_blocks * p.taps * kBlock * kBlock + o % kBlock / 16 * 256 + o % 16;
+        for (size_t k = 0; k < p.row_count(o); k++) {
+            const int i = row[k] / p.taps, t = row[k] % p.taps;
+            const size_t at =
+                first + (size_t(i / kBlock) * p.taps + t) * kBlock * kBlock + i % kBlock / 16 * 512 + i % 16 * 16;
+            float sum = 0;
+            for (int thread = 0; thread < threads; thread++)
+                sum += ((const float*)sums[thread])[at];
+            *to++ = sum;
+        }
+    }
+}
+
 }  // namespace regrow

@@ -81,4 +81,19 @@ void pack_transposed(const Pattern&, const RingShape&, const TapTable&, const st
 void pack_transposed_product(const Pattern&, const RingShape&, const void* values, WeightKind, Packed&,
                              std::vector<Segments>&);
 
+// Dense bf16 tiles of a layer; forward: rows are outputs; transposed: rows are inputs, for each class of taps.
+struct PackedTiles {
+    std::vector<uint16_t> data;
+    std::vector<uint32_t> lines;
+    std::vector<TileWeights> weights;  // one for each class
+};
+// `values` null: where the taps read, and no weights
+void pack_tiles(const Pattern&, const TapTable&, const float* values, PackedTiles&);
+void pack_transposed_tiles(const Pattern&, const TapTable&, const std::vector<int>& class_of, int classes,
+                           const float* values, PackedTiles&);
+size_t tile_count(const Pattern&);  // numbers in the tiles
+// The gradient of weights in tiles ([row block][column block][tap][2 of inputs][2 of outputs][16][16]), summed over
+// threads, to canonical order.
+void unpack_tile_gradient(const Pattern&, const void* const* sums, int threads, float* to);
+
 }  // namespace regrow

@@ -49,6 +49,14 @@ void Plan::workers(Context& context, const Step& step, int tiles, int channels,
             statistics_[i] += ((double*)memory_[thread]->statistics.data)[i];
 }
 
+// Dense tiles (amx.hpp) are faster than alive weights one by one from a density of 5 to 6 % on: forward and backward of a
+// 3 x 3 layer of 32, 64 and 128 channels take 12.3, 6.9, 5.5 ms on tiles, and 12.2, 7.5, 5.8 ms at 5 %, with batch norm.
+constexpr size_t kTileDensity = 16;  // one alive weight in so many
+bool Plan::takes_tiles(const Layer& layer, const TensorRecord& in) const {
+    return dtype_ == Dtype::BFloat16 && variant_->tiles && !in.flat &&
+           kTileDensity * layer.pattern.count() >= tile_count(layer.pattern);
+}
+
 void Plan::run_convolution(Context& context, const Step& step) {
     const Layer& layer = layers_[step.layer];
     View gate{};
@@ -62,7 +70,10 @@ void Plan::run_convolution(Context& context, const Step& step) {
         convolution_shapes(layer, layer.pattern.count(), ring_line(), f.input.shape, f.output.shape);
     f.ring = shapes.input_ring;
     const void* values = (const void*)context.call.values[step.layer];
-    if (shapes.product && shapes.input_block == layer.in && layer.pattern.shared == 1) {
+    if (takes_tiles(layer, tensors_[views_[step.view].tensor[0]])) {
+        pack_tiles(layer.pattern, shapes.input_taps, (const float*)values, packed_tiles_);
+        f.tiles = packed_tiles_.weights[0];
+    } else if (shapes.product && shapes.input_block == layer.in && layer.pattern.shared == 1) {
         f.forward = product_segments(layer.pattern, f.ring, values, weight_kind(), packed_forward_);
     } else {
         pack_forward(layer.pattern, f.ring, shapes.input_taps, shapes.input_block, values, weight_kind(),
@@ -89,7 +100,11 @@ void Plan::run_convolution_backward(Context& context, const Step& step) {
     const Pattern full = dense ? Pattern::full(layer.out, layer.in, layer.pattern.taps) : Pattern();
     const Pattern& wanted = dense ? full : layer.pattern;
     bool canonical = false;
-    if (dense || sparse) {
+    const bool as_tiles = takes_tiles(layer, tensors_[views_[step.view].tensor[0]]);
+    if ((dense || sparse) && as_tiles) {
+        pack_tiles(layer.pattern, shapes.input_taps, nullptr, packed_tiles_);
+        b.weight_tiles = packed_tiles_.weights[0];
+    } else if (dense || sparse) {
         canonical = shapes.product && shapes.input_block == layer.in && wanted.shared == 1 && !dense;
         if (canonical) {
             b.weight = product_segments(wanted, b.input_ring, nullptr, weight_kind(), packed_weight_);
@@ -108,17 +123,23 @@ void Plan::run_convolution_backward(Context& context, const Step& step) {
         b.target = context.target(step.target, gate);
         if (layer.geometry.stride_w > 1)
             b.target.stream = false;
-        if (layer.pattern.transposed_blocks)
+        const int classes = layer.geometry.stride_h * layer.geometry.stride_w;
+        if (as_tiles) {
+            pack_transposed_tiles(layer.pattern, shapes.gradient_taps, shapes.class_of, classes, (const float*)values,
+                                  packed_transposed_tiles_);
+            b.transposed_tiles = packed_transposed_tiles_.weights.data();
+        } else if (layer.pattern.transposed_blocks)
             pack_transposed_product(layer.pattern, b.gradient_ring, values, weight_kind(), packed_transposed_,
                                     transposed);
         else
             pack_transposed(layer.pattern, b.gradient_ring, shapes.gradient_taps, shapes.class_of,
-                            layer.geometry.stride_h * layer.geometry.stride_w, shapes.gradient_block, values,
+                            classes, shapes.gradient_block, values,
                             weight_kind(), packed_transposed_, transposed);
-        b.transposed = transposed.data();
+        b.transposed = as_tiles ? nullptr : transposed.data();
     }
     void* bias = step.bias >= 0 ? (void*)call.bias_gradients[step.bias] : nullptr;
-    const size_t scalar = is_double() ? 8 : 4, bytes = (wanted.count() + 16) * scalar;
+    const size_t scalar = is_double() ? 8 : 4;
+    const size_t bytes = (as_tiles ? tile_count(layer.pattern) : wanted.count() + 16) * scalar;
     const int tiles = b.gradient.shape.tiles, threads = std::max(1, std::min(context.run.threads, tiles));
     const bool in_place = canonical && threads == 1;
     if (in_place)
@@ -127,7 +148,7 @@ void Plan::run_convolution_backward(Context& context, const Step& step) {
     std::vector<const double*> bias_sums(threads);
     workers(context, step, tiles, layer.in, [&](Worker& w) {
         ThreadMemory& memory = *(ThreadMemory*)w.owner;
-        if (b.weight.begin) {
+        if (b.weight.begin || b.weight_tiles.taps) {
             w.weight_sums = in_place ? sparse : memory.weights.get(bytes);
             if (!in_place)
                 memset(w.weight_sums, 0, bytes);
@@ -139,7 +160,9 @@ void Plan::run_convolution_backward(Context& context, const Step& step) {
     });
     for (int t = 0; t < threads; t++)
         sums[t] = memory_[t]->weights.data, bias_sums[t] = (const double*)memory_[t]->biases.data;
-    if (b.weight.begin && !in_place)
+    if (b.weight_tiles.taps)
+        unpack_tile_gradient(wanted, sums.data(), threads, (float*)(dense ? dense : sparse));
+    else if (b.weight.begin && !in_place)
         unpack_gradient(wanted, b.weight, sums.data(), threads, is_double(), dense ? dense : sparse);
     if (dense && sparse)
         for (size_t o = 0, k = 0; o < size_t(layer.out); o++)

@@ -137,7 +137,7 @@ class Plan {
         char* get(size_t wanted);
     };
     struct ThreadMemory {
-        Scratch slots[6], statistics, weights, biases;
+        Scratch slots[8], statistics, weights, biases;
     };
     struct Context;  // one call in progress
 
@@ -150,6 +150,7 @@ class Plan {
     void set_sizes(Run&, int batch, int threads) const;
     std::shared_ptr<Arena> take_arena(int program, const Run&);
     void run_step(Context&, const Step&);
+    bool takes_tiles(const Layer&, const TensorRecord&) const;
     void run_convolution(Context&, const Step&);
     void run_convolution_backward(Context&, const Step&);
     void workers(Context&, const Step&, int tiles, int channels, const std::function<void(Worker&)>&);
@@ -182,6 +183,7 @@ class Plan {
     std::vector<std::shared_ptr<Arena>> spare_;  // arenas that no Run holds any more are taken again
     std::shared_ptr<PixelLayout> pixels_;
     Packed packed_forward_, packed_weight_, packed_transposed_;
+    PackedTiles packed_tiles_, packed_transposed_tiles_;
     std::vector<double> statistics_;
 };
 

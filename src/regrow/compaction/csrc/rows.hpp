@@ -14,7 +14,7 @@ namespace regrow {
 namespace REGROW_VARIANT {
 
 // A thread's scratch memory, by use.
-enum ScratchSlot { kInputRing, kGradientRing, kAccumulators, kSums, kRow, kPool };
+enum ScratchSlot { kInputRing, kGradientRing, kAccumulators, kSums, kRow, kPool, kTransposed, kInputRow };
 
 // Where the lines of a row go: column x of channel c to base + c * channel_bytes + ((x + left) % phases) * phase_pitch
 // + (x + left) / phases lines.
@@ -55,13 +55,12 @@ struct Argument {
 
 // One channel of a row. `mask` is null where all lanes hold images.
 template <class T, bool Wide, bool Scaled, bool Second, bool Relu, bool Drop>
-static void load_channel(const View& view, size_t at, int c, size_t line, const char* mask, const Lines& out) {
+static void load_channel(const View& view, size_t at, int c, size_t line, const char* mask, char* d, const Lines& out) {
     using V = typename T::V;
     constexpr int P = T::parts, step = Wide ? T::ring_line : kLine;
     const Argument<T> g = Argument<T>::make(view, c);
     const V keep_scale = Drop ? T::broadcast(typename T::Scalar(view.keep_scale)) : V{};
     const char *s = view.first.data + at, *s2 = Second ? view.second.data + at : nullptr;
-    char* d = out.base + c * out.channel_bytes;
     const int width = view.shape.width;
     for (int phase = 0; phase < out.phases; phase++) {
         int x = (phase - out.left % out.phases + out.phases) % out.phases;
@@ -95,17 +94,18 @@ static void load_channel(const View& view, size_t at, int c, size_t line, const 
     }
 }
 
+// Channels `first` up to `last` of a row, or all; `out` is where the first goes.
 template <class T, bool Wide = false>
-static void load_row(const View& view, int tile, int y, const Lines& out) {
+static void load_row(const View& view, int tile, int y, const Lines& out, int first, int last) {
     const Shape& shape = view.shape;
     const size_t line = (size_t(tile) * shape.height + y) * shape.channels * size_t(shape.width);
     if (!Wide && view.plain() && out.phases == 1) {
-        for (int c = 0; c < shape.channels; c++)
-            memcpy(out.base + c * out.channel_bytes + size_t(out.left) * kLine,
+        for (int c = first; c < last; c++)
+            memcpy(out.base + (c - first) * out.channel_bytes + size_t(out.left) * kLine,
                    view.first.data + (line + size_t(c) * shape.width) * kLine, size_t(shape.width) * kLine);
         return;
     }
-    using Load = void (*)(const View&, size_t, int, size_t, const char*, const Lines&);
+    using Load = void (*)(const View&, size_t, int, size_t, const char*, char*, const Lines&);
     static constexpr Load table[16] = {
         load_channel<T, Wide, 0, 0, 0, 0>, load_channel<T, Wide, 1, 0, 0, 0>, load_channel<T, Wide, 0, 1, 0, 0>,
         load_channel<T, Wide, 1, 1, 0, 0>, load_channel<T, Wide, 0, 0, 1, 0>, load_channel<T, Wide, 1, 0, 1, 0>,
@@ -116,10 +116,14 @@ static void load_row(const View& view, int tile, int y, const Lines& out) {
     const Load load =
         table[(view.first.scale ? 1 : 0) + (view.second.data ? 2 : 0) + (view.relu ? 4 : 0) + (view.keep ? 8 : 0)];
     const char* mask = tile == shape.tiles - 1 ? shape.mask : nullptr;
-    for (int c = 0; c < shape.channels; c++) {
+    for (int c = first; c < last; c++) {
         const size_t at = line + size_t(c) * shape.width;
-        load(view, at * kLine, c, at, mask, out);
+        load(view, at * kLine, c, at, mask, out.base + (c - first) * out.channel_bytes, out);
     }
+}
+template <class T, bool Wide = false>
+static void load_row(const View& view, int tile, int y, const Lines& out) {
+    load_row<T, Wide>(view, tile, y, out, 0, view.shape.channels);
 }
 
 template <class T, bool Wide, bool Normed, bool Second>
@@ -159,9 +163,10 @@ static void load_gradient_channel(const GradientView& g, size_t at, int c, const
         bias[c] += T::sum(total);
 }
 
-// `to` + c * channel_bytes: the first line of channel c
+// Channels `first` up to `last`, or all; `to` + c * channel_bytes: the first line of channel `first` + c
 template <class T, bool Wide = false>
-static void load_gradient_row(const GradientView& g, int tile, int y, char* to, size_t channel_bytes, double* bias) {
+static void load_gradient_row(const GradientView& g, int tile, int y, char* to, size_t channel_bytes, double* bias,
+                              int first, int last) {
     const Shape& shape = g.shape;
     const char* mask = tile == shape.tiles - 1 ? shape.mask : nullptr;
     using Load = void (*)(const GradientView&, size_t, int, const char*, char*, double*);
@@ -169,8 +174,12 @@ static void load_gradient_row(const GradientView& g, int tile, int y, char* to, 
                                       load_gradient_channel<T, Wide, 0, 1>, load_gradient_channel<T, Wide, 1, 1>};
     const Load load = table[(g.value ? 1 : 0) + (g.source[1] ? 2 : 0)];
     const size_t row = tile * shape.tile_bytes() + y * shape.row_bytes();
-    for (int c = 0; c < shape.channels; c++)
-        load(g, row + size_t(c) * shape.width * kLine, c, mask, to + c * channel_bytes, bias);
+    for (int c = first; c < last; c++)
+        load(g, row + size_t(c) * shape.width * kLine, c, mask, to + (c - first) * channel_bytes, bias);
+}
+template <class T, bool Wide = false>
+static void load_gradient_row(const GradientView& g, int tile, int y, char* to, size_t channel_bytes, double* bias) {
+    load_gradient_row<T, Wide>(g, tile, y, to, channel_bytes, bias, 0, g.shape.channels);
 }
 
 // Put C neighbouring lines v of channel c at columns x, x + step, ... of a target's row, with all that is fused there.

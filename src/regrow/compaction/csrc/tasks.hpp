@@ -96,11 +96,21 @@ struct Segments {
     size_t count;         // weights
 };
 
+// The weights as dense bf16 tiles of 16 rows x 32 columns, dead ones as zeros; rows in blocks of 32, two tiles:
+// [row block][column block][tap][2][16][32].
+struct TileWeights {
+    const void* data;     // null: the kernels walk alive weights one by one
+    int outputs, inputs;  // blocks of rows and of columns
+    int taps;
+    const uint32_t* lines;  // where each tap reads, for every ring position: [position][tap]
+};
+
 struct ConvolutionForward {
     Geometry geometry;
     View input;
     RingShape ring;
     Segments forward;
+    TileWeights tiles;  // in place of `forward`
     Target output;
 };
 
@@ -112,6 +122,8 @@ struct ConvolutionBackward {
     int gradient_first, gradient_last;  // rows of the output around input row t * stride that the kernels touch
     Segments weight;                    // positions whose gradient is wanted; begin null: none
     const Segments* transposed;         // stride_h * stride_w classes; null: no gradient for the input
+    TileWeights weight_tiles;             // in place of `weight`, without data: the sums are tiles too; no taps: none
+    const TileWeights* transposed_tiles;  // in place of `transposed`
     Target target;
 };
 
@@ -130,7 +142,7 @@ struct Worker {
     char* (*scratch)(void* owner, int slot, size_t bytes);  // zeroed when it grows
     void* owner;
     double* statistics;  // [channels][kStatistics], added to
-    void* weight_sums;   // grad-weight: float or double [entries], added to
+    void* weight_sums;   // grad-weight: float or double [entries], or tiles of float; added to
     double* bias_sums;   // grad-bias: [channels], added to
 };
 
@@ -224,6 +236,7 @@ struct Kernels {
 struct Variant {
     const char* name;
     bool bfloat16_weights;  // bf16 kernels take bf16 weights (vdpbf16ps); else fp32 ones
+    bool tiles;             // bf16 kernels take dense tiles as well (AMX)
     Kernels float32, bfloat16, float64;
 };
 

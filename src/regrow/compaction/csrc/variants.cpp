@@ -4,6 +4,10 @@
 #include <stdexcept>
 
 #include "plan.hpp"
+#if defined(REGROW_HAS_AMX)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace regrow {
 
@@ -18,6 +22,16 @@ REGROW_DECLARE(avx512)
 #if defined(REGROW_HAS_BF16)
 REGROW_DECLARE(avx512_bf16)
 #endif
+#if defined(REGROW_HAS_AMX)
+REGROW_DECLARE(amx)
+
+// Linux gives a process tile registers on request.
+static bool tiles_granted() {
+    constexpr long kRequest = 0x1023, kTileData = 18;
+    static const bool granted = __builtin_cpu_supports("amx-bf16") && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+    return granted;
+}
+#endif
 #endif
 
 std::vector<const Variant*> runnable_variants() {  // fastest first
@@ -29,6 +43,10 @@ std::vector<const Variant*> runnable_variants() {  // fastest first
     // Intel executes vdpbf16ps on one port and unpacks on one other: two thirds of the speed of fp32 multiply-adds on
     // lines that were widened when the ring was filled (WRN-22-2 at 90 %: 206 ms against 174). AMD has twice the rate.
     const bool fast_bf16 = __builtin_cpu_is("amd");
+#if defined(REGROW_HAS_AMX)
+    if (avx512 && tiles_granted())
+        list.push_back(&amx::variant);
+#endif
     if (avx512 && !fast_bf16)
         list.push_back(&avx512::variant);
 #if defined(REGROW_HAS_BF16)

@@ -67,6 +67,7 @@ struct Plain {
     typedef Unsigned Mask __attribute__((vector_size(kVector)));
     static constexpr int lanes = kLine / sizeof(S), parts = kLine / kVector, width = kVector / sizeof(S);
     static constexpr bool pairs = false;  // true: the inner loop takes two alive weights at a time
+    static constexpr bool tiles = false;  // true: convolutions may come as dense tiles
 
     REGROW_INLINE void load(const char* p, V* v) {
         for (int i = 0; i < parts; i++)
@@ -160,6 +161,9 @@ struct B16 : Plain<float, uint32_t> {
     // A 32-bit lane holds two images; shifting and masking give both as fp32. Rings hold them so, and the inner loops
     // are those of fp32.
     using Weight = float;
+#if defined(__AMX_BF16__)
+    static constexpr bool tiles = true;
+#endif
     REGROW_INLINE void load(const char* p, V* v) {
         for (int i = 0; i < parts / 2; i++) {
             Bits u = *(const Bits*)(p + i * kVector);
