@@ -40,6 +40,13 @@ def test_it_is_measured_once_and_kept(cache: Path, monkeypatch: pytest.MonkeyPat
         assert measured.table()["linear 128"]["0.1"] == 7.0, "a damaged file is measured again"
 
 
+def test_fewer_alive_weights_are_never_worth_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    disturbed = {0.02: 3.0, 0.05: 2.0, 0.1: 4.0, 0.2: 0.5, 0.5: 0.8}
+    monkeypatch.setattr(measured, "_measure", lambda probe, density: disturbed[density])
+    found = [measured.speedup(measured.table(), nn.Linear(9, 9), 81, density) for density in measured.DENSITIES]
+    assert found == [4.0, 4.0, 4.0, 0.8, 0.8]
+
+
 def test_a_folder_that_cannot_be_written_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv(measured.CACHE, str(tmp_path / "file"))
