@@ -50,7 +50,8 @@ def test_a_run_on_two_processes_goes_on_from_its_checkpoint(tmp_path: Path) -> N
     with pytest.raises(store.StoppedError):
         train(RUN, tmp_path / "two", stopping=lambda: next(counted) == 50)
     command = Torchrun(processes=2).command(RUN, tmp_path / "two")
-    subprocess.run(command, check=True, capture_output=True, cwd=Path(sys.prefix))
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(sys.prefix))
+    assert done.returncode == 0, done.stdout + done.stderr
     rows = store.read_run(store.run_folder(tmp_path / "two", RUN)).metrics
     assert [row["epoch"] for row in rows] == list(range(1, 9))
     for name, mask in weights(tmp_path / "one")["masks"].items():
