@@ -21,9 +21,9 @@ def main(build: Path, arguments: list[str]) -> int:
 
     import pytest
 
-    from regrow.compaction import engine
+    from regrow.compaction import native
 
-    assert Path(engine.native().__file__).is_relative_to(build), f"{engine.native().__file__} is not in {build}"
+    assert Path(native.extension().__file__).is_relative_to(build), f"{native.extension().__file__} is not in {build}"
     return pytest.main(["-p", "no:cacheprovider", *arguments])
 
 

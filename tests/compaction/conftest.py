@@ -2,7 +2,7 @@
 
 import pytest
 
-from regrow.compaction import engine
+from regrow.compaction import native
 from regrow.compaction.region import SWITCH
 
 
@@ -15,5 +15,5 @@ def _torch_runs_the_regions(request: pytest.FixtureRequest, monkeypatch: pytest.
 @pytest.fixture
 def runs_engine() -> None:
     """The engine runs the regions of this test."""
-    if not engine.available():
-        pytest.skip(f"needs the engine: {engine.unavailable_reason()}")
+    if not native.available():
+        pytest.skip(f"needs the engine: {native.unavailable_reason()}")

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from regrow.compaction import engine
+from regrow.compaction import native
 from regrow.compaction.engine import Plan, SparseWeight, UnsupportedProgramError
 from regrow.compaction.program import (
     Add,
@@ -26,7 +26,7 @@ from regrow.compaction.program import (
 )
 from regrow.compaction.reference import interpret
 
-pytestmark = pytest.mark.skipif(not engine.available(), reason=str(engine.unavailable_reason()))
+pytestmark = pytest.mark.skipif(not native.available(), reason=str(native.unavailable_reason()))
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 2e-2}
 

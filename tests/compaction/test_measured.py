@@ -10,7 +10,7 @@ from nets import batch, mlp, sgd, train
 from torch import nn
 
 import regrow
-from regrow.compaction import engine, graph, measured
+from regrow.compaction import graph, measured, native
 from regrow.compaction.layers import CompactLayer
 from regrow.compaction.region import SWITCH
 
@@ -102,4 +102,4 @@ def test_the_real_measurement_is_sane(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     for probe in measured.PROBES:
         assert 0 < measured._measure(probe, 0.1) < 1000
-    assert engine.available()
+    assert native.available()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import regrow
-from regrow.compaction import engine
+from regrow.compaction import native
 from regrow.compaction.engine import Plan, SparseWeight
 from regrow.compaction.program import (
     Add,
@@ -25,7 +25,7 @@ from regrow.compaction.program import (
 )
 from regrow.compaction.reference import interpret
 
-pytestmark = pytest.mark.skipif(not engine.available(), reason=str(engine.unavailable_reason()))
+pytestmark = pytest.mark.skipif(not native.available(), reason=str(native.unavailable_reason()))
 
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 3e-6, torch.bfloat16: 3e-6}  # bf16 plans compute few images in fp32
 
@@ -111,7 +111,7 @@ def test_any_geometry(batch, size, kernel, stride, padding, dilation, channels, 
     assert difference(operations, [first, second], batch, norms=(channels[0],)) < 1e-12
 
 
-@pytest.mark.parametrize("isa", engine.native().variants() if engine.available() else [])
+@pytest.mark.parametrize("isa", native.extension().variants() if native.available() else [])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_a_small_residual_net_on_every_instruction_set(monkeypatch, isa, dtype, batch):

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from regrow import algorithm
-from regrow.compaction import engine, selection
+from regrow.compaction import native, selection
 
-pytestmark = pytest.mark.skipif(not engine.available(), reason=str(engine.unavailable_reason()))
+pytestmark = pytest.mark.skipif(not native.available(), reason=str(native.unavailable_reason()))
 
 
 def by_torch(monkeypatch: pytest.MonkeyPatch, scores: Tensor, count: int, among: Tensor) -> Tensor:

@@ -17,17 +17,18 @@ converted) or float64. A plan of bfloat16 stores activations and their gradients
 where the CPU has the instruction, and sums in float32; values, gradients of values and norms are float32.
 """
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from regrow.compaction import native
+from regrow.compaction.borders import Borders, Norm, NormTensors
 from regrow.compaction.fusion import UnsupportedProgramError, fuse
 from regrow.compaction.lowering import Buffer, Writer, assign_slots, backward_steps, forward_steps, saved_tensors
-from regrow.compaction.program import Add, AveragePool, Convolution, Flatten, Input, MaxPool, Program
+from regrow.compaction.program import Convolution, Program
 
 __all__ = [
     "Gradients",
@@ -36,52 +37,9 @@ __all__ = [
     "Saved",
     "SparseWeight",
     "UnsupportedProgramError",
-    "available",
-    "instruction_set",
-    "unavailable_reason",
 ]
 
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float64: "float64"}
-
-
-@functools.cache
-def _extension() -> Any:
-    try:
-        from regrow.compaction import _engine  # type: ignore[attr-defined, unused-ignore]
-    except ImportError as error:
-        return error
-    return _engine
-
-
-def available() -> bool:
-    """Whether the compiled extension is installed."""
-    return not isinstance(_extension(), ImportError)
-
-
-def unavailable_reason() -> str | None:
-    """Why there is no engine, and how to get it; None where there is one."""
-    if available():
-        return None
-    return (
-        f"regrow was installed without its compiled engine ({_extension()}). "
-        "Install a C++ compiler (g++ or clang++) and reinstall regrow from source: pip install --force-reinstall regrow"
-    )
-
-
-def instruction_set() -> str:
-    """The variant that new plans use: amx, avx512_bf16, avx512, avx2 or baseline; REGROW_ISA=avx2 forces one."""
-    return str(native().variant())
-
-
-def native() -> Any:
-    """The extension module.
-
-    Raises:
-        RuntimeError: it was not built.
-    """
-    if not available():
-        raise RuntimeError(unavailable_reason())
-    return _extension()
 
 
 @dataclass(frozen=True)
@@ -97,29 +55,6 @@ class SparseWeight:
     indices: Tensor
 
 
-class Norm(Protocol):
-    """What a batch normalisation knows; torch's modules do."""
-
-    weight: Tensor | None
-    bias: Tensor | None
-    running_mean: Tensor | None
-    running_var: Tensor | None
-    eps: float
-    momentum: float | None
-
-
-NormTensors = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
-"""Weight, bias, running mean and running variance of a batch normalisation."""
-
-
-def _tensors_of(norm: Norm) -> NormTensors:
-    own = norm.__dict__
-    if "_parameters" in own:  # a module: each attribute by name costs most of a microsecond, at every call
-        parameters, buffers = own["_parameters"], own["_buffers"]
-        return parameters["weight"], parameters["bias"], buffers["running_mean"], buffers["running_var"]
-    return norm.weight, norm.bias, norm.running_mean, norm.running_var
-
-
 @dataclass
 class Saved:
     """One forward pass, for its backward."""
@@ -128,7 +63,7 @@ class Saved:
     generation: int
     values: Sequence[Tensor]
     biases: Sequence[Tensor]
-    norm_tensors: "Sequence[NormTensors]"
+    norm_tensors: Sequence[NormTensors]
     input_shapes: tuple[torch.Size, ...]
     input_dtypes: tuple[torch.dtype, ...]
     output_shapes: tuple[torch.Size, ...]
@@ -172,43 +107,27 @@ class Plan:
         *,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        extension = native()
+        extension = native.extension()
         if dtype not in _DTYPES:
             raise ValueError(f"dtype {dtype}: expected one of {', '.join(map(str, _DTYPES))}")
         self.program, self.dtype = program, dtype
         self.scalar = torch.float64 if dtype == torch.float64 else torch.float32
         self.shapes = [tuple(weight.shape) for weight in weights]
-        self._inputs = sorted((op for op in program.operations if isinstance(op, Input)), key=lambda op: op.position)
-        if [op.position for op in self._inputs] != list(range(len(self._inputs))):
-            raise UnsupportedProgramError("inputs must be numbered 0, 1, ... and appear once each")
         for number, norm in enumerate(norms):
             if norm.momentum is None:
                 raise UnsupportedProgramError(f"batch norm {number} keeps a cumulative average (momentum=None)")
         self._fused = fuse(program, self.shapes)
-        self._outputs = [self._fused.tensors[view.terms[0].tensor] for view in self._fused.outputs]
-        self._flattened = [_flattened(program, number) for number in program.outputs]
-        biases = {
-            op.bias: self.shapes[op.weight][0]
-            for op in program.operations
-            if isinstance(op, Convolution) and op.bias is not None
-        }
-        self._bias_sizes = [biases.get(number, 0) for number in range(1 + max(biases, default=-1))]
-        views = [node.view for node in self._fused.nodes if node.view] + self._fused.outputs
-        self._norm_sizes = {
-            term.norm: (tensor.channels, tensor.height * tensor.width)
-            for term, tensor in ((term, self._fused.tensors[term.tensor]) for view in views for term in view.terms)
-            if term.norm is not None
-        }
+        self._borders = Borders.of(program, self._fused, self.shapes, self.scalar)
         self._counts = [0] * len(weights)
         self._native = extension.Plan(_DTYPES[dtype])
         self._generation = 0
         self._native.add_program()
         self._add_layers()
-        for op in self._inputs:
-            self._native.add_border(op.channels, op.height, op.width)
-        for tensor in self._outputs:
-            self._native.add_border(tensor.channels, tensor.height, tensor.width)
-        steps = forward_steps(self._fused, len(self._inputs))
+        for entry in self._borders.inputs:
+            self._native.add_border(entry.channels, entry.height, entry.width)
+        for leaving in self._borders.outputs:
+            self._native.add_border(leaving.channels, leaving.height, leaving.width)
+        steps = forward_steps(self._fused, len(self._borders.inputs))
         saved = saved_tensors(self._fused)
         slots = assign_slots(steps, self._fused.tensors, lambda place: place not in saved)
         try:
@@ -290,14 +209,11 @@ class Plan:
         Raises:
             ValueError: when a tensor has not the shape the program expects.
         """
-        if len(inputs) != len(self._inputs):
-            raise ValueError(f"expected {len(self._inputs)} inputs and got {len(inputs)}")
-        batch = inputs[0].shape[0]
-        held = [self._input(number, tensor, batch) for number, tensor in enumerate(inputs)]
-        values = self._vectors(values, self._counts, "values")
-        biases = self._vectors(biases, self._bias_sizes, "biases")
-        norm_tensors = self._norm_tensors(norms, training, batch)
-        outputs = [self._output(number, batch, inputs) for number in range(len(self._outputs))]
+        held, batch = self._borders.incoming(inputs), inputs[0].shape[0]
+        values = self._borders.vectors(values, self._counts, "values")
+        biases = self._borders.vectors(biases, self._borders.bias_sizes, "biases")
+        norm_tensors = self._borders.norms(norms, training, batch)
+        outputs = self._borders.outgoing(inputs)
         call = self._call(held + outputs, values, biases, norm_tensors)
         run = self._native.forward(0, batch, torch.get_num_threads(), training, save, seed & (2**63 - 1), call)
         dtype = inputs[0].dtype
@@ -337,10 +253,10 @@ class Plan:
         """
         if saved.generation != self._generation:
             raise ValueError("a pattern was set between the forward pass and its backward: run the forward pass again")
-        wanted = frozenset(range(len(self._inputs)) if wanted_inputs is None else wanted_inputs)
+        wanted = frozenset(range(len(self._borders.inputs)) if wanted_inputs is None else wanted_inputs)
         dense_gradient = dense_gradient or {}
         program, layer_steps = self._backward_program(wanted)
-        incoming = [self._grad_output(g, shape) for g, shape in zip(grad_outputs, saved.output_shapes, strict=True)]
+        incoming = self._borders.returning(grad_outputs, saved.output_shapes)
         grad_inputs = [
             torch.empty(shape, dtype=self.scalar) if k in wanted else None for k, shape in enumerate(saved.input_shapes)
         ]
@@ -379,7 +295,7 @@ class Plan:
     def _backward_program(self, wanted: frozenset[int]) -> tuple[int, dict[int, int]]:
         """The native program for these inputs, and the step of each layer in it, in order."""
         if wanted not in self._backwards:
-            steps = backward_steps(self._fused, len(self._inputs), wanted)
+            steps = backward_steps(self._fused, len(self._borders.inputs), wanted)
             slots = assign_slots(steps, self._fused.tensors, lambda place: True if isinstance(place, Buffer) else None)
             program = self._native.add_program()
             self._writer.write(program, steps, slots)
@@ -398,76 +314,10 @@ class Plan:
         biases: Sequence[Tensor],
         norms: Sequence[NormTensors],
     ) -> Any:
-        call = native().Call()
+        call = native.extension().Call()
         call.borders = [0 if t is None else t.data_ptr() for t in borders]
         call.values = [v.data_ptr() for v in values]
         call.biases = [b.data_ptr() for b in biases]
         call.norms = [0 if t is None else t.data_ptr() for tensors in norms for t in tensors]
         call.dense_gradients = [0] * len(self.shapes)
         return call
-
-    def _input(self, number: int, tensor: Tensor, batch: int) -> Tensor:
-        op = self._inputs[number]
-        shape = (batch, op.channels, op.height, op.width)
-        if tuple(tensor.shape) != shape and not (op.height == op.width == 1 and tuple(tensor.shape) == shape[:2]):
-            raise ValueError(f"input {number}: expected shape {shape}, got {tuple(tensor.shape)}")
-        return tensor.detach().to(self.scalar).contiguous()
-
-    def _output(self, number: int, batch: int, inputs: Sequence[Tensor]) -> Tensor:
-        tensor, flattened = self._outputs[number], self._flattened[number]
-        two = inputs[flattened.position].dim() == 2 if isinstance(flattened, Input) else flattened
-        return torch.empty(
-            (batch, tensor.channels) if two else (batch, tensor.channels, tensor.height, tensor.width),
-            dtype=self.scalar,
-        )
-
-    def _grad_output(self, gradient: Tensor | None, shape: torch.Size) -> Tensor:
-        if gradient is None:
-            return torch.zeros(shape, dtype=self.scalar)
-        if gradient.shape != shape:
-            raise ValueError(f"gradient of an output of shape {tuple(shape)}: got shape {tuple(gradient.shape)}")
-        return gradient.detach().to(self.scalar).contiguous()
-
-    def _vectors(self, tensors: Sequence[Tensor], sizes: Sequence[int], what: str) -> list[Tensor]:
-        if len(tensors) != len(sizes):
-            raise ValueError(f"expected {len(sizes)} {what} and got {len(tensors)}")
-        for number, (tensor, size) in enumerate(zip(tensors, sizes, strict=True)):
-            if tensor.dim() != 1 or tensor.numel() != size:
-                raise ValueError(f"{what}[{number}]: expected shape ({size},), got {tuple(tensor.shape)}")
-            if tensor.dtype != self.scalar:
-                raise ValueError(f"{what}[{number}]: expected {self.scalar}, got {tensor.dtype}")
-        return [tensor.contiguous() for tensor in tensors]
-
-    def _norm_tensors(self, norms: Sequence[Norm], training: bool, batch: int) -> list[NormTensors]:
-        found = [_tensors_of(norm) for norm in norms]
-        for number, (channels, pixels) in self._norm_sizes.items():
-            tensors = found[number]
-            for tensor in tensors:
-                if tensor is not None and (
-                    tensor.numel() != channels
-                    or tensor.dim() != 1
-                    or tensor.dtype != self.scalar
-                    or not tensor.is_contiguous()
-                ):
-                    raise ValueError(
-                        f"norm {number}: expected weight, bias, running_mean and running_var of shape ({channels},) "
-                        f"and {self.scalar}, got shape {tuple(tensor.shape)} and {tensor.dtype}"
-                    )
-            if (training or tensors[2] is None) and batch * pixels == 1:
-                raise ValueError(f"norm {number}: expected more than one value a channel in training, got one")
-        return found
-
-
-def _flattened(program: Program, number: int) -> bool | Input:
-    """Whether a value has two dimensions; an Input where it has as many as that input."""
-    operation = program.operations[number]
-    match operation:
-        case Input():
-            return operation
-        case AveragePool() | MaxPool():
-            return False
-        case Flatten():
-            return True
-        case Add(left, _):
-            return _flattened(program, left)
-    return _flattened(program, operation.source)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regrow.compaction import engine
+from regrow.compaction import engine, native
 from regrow.compaction.program import BatchNorm, Convolution, Input, Operation, Program, Relu
 
 CACHE = "REGROW_CACHE"
@@ -110,8 +110,8 @@ def _folder() -> Path:
 
 
 def _key() -> str:
-    library = Path(str(engine.native().__file__)).stat()
-    parts = [_cpu(), engine.instruction_set(), torch.__version__, torch.get_num_threads(), library.st_size, PROBES]
+    library = Path(str(native.extension().__file__)).stat()
+    parts = [_cpu(), native.instruction_set(), torch.__version__, torch.get_num_threads(), library.st_size, PROBES]
     return hashlib.blake2b(repr([*parts, int(library.st_mtime)]).encode(), digest_size=8).hexdigest()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regrow.compaction import engine
+from regrow.compaction import native
 from regrow.compaction.execution import Execution, compact_weight
 from regrow.compaction.program import Program
 from regrow.compaction.reference import interpret
@@ -79,7 +79,7 @@ class Region(nn.Module):
         """What runs the region, as far as a call has shown."""
         types = [str(dtype).removeprefix("torch.") for dtype, execution in self._executions.items() if execution]
         if types:
-            return f"engine ({engine.instruction_set()}, {', '.join(types)})"
+            return f"engine ({native.instruction_set()}, {', '.join(types)})"
         return "not run yet" if self.refusal is None else f"torch, weights scattered: {self.refusal}"
 
     def execution(self) -> Execution | None:
@@ -93,7 +93,7 @@ class Region(nn.Module):
         return self._executions[dtype]
 
     def _plan(self, weights: torch.dtype, activations: torch.dtype) -> Execution | None:
-        self.refusal = engine.unavailable_reason()
+        self.refusal = native.unavailable_reason()
         if wanted() == "torch":
             self.refusal = f"{SWITCH}=torch"
         elif weights not in (torch.float32, torch.float64):

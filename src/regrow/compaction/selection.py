@@ -6,11 +6,11 @@ Each gives what torch's operations give, ties included.
 import torch
 from torch import Tensor
 
-from regrow.compaction import engine
+from regrow.compaction import native
 
 
 def _fits(*tensors: Tensor) -> bool:
-    return engine.available() and all(
+    return native.available() and all(
         type(tensor) is Tensor and tensor.is_cpu and tensor.is_contiguous() for tensor in tensors
     )
 
@@ -20,7 +20,7 @@ def select(scores: Tensor, count: int, among: Tensor) -> Tensor | None:
     if scores.dtype != torch.float32 or scores.numel() >= 2**31 or not _fits(scores, among):
         return None
     mask = torch.empty_like(among)
-    engine.native().select(scores.data_ptr(), among.data_ptr(), scores.numel(), count, mask.data_ptr())
+    native.extension().select(scores.data_ptr(), among.data_ptr(), scores.numel(), count, mask.data_ptr())
     return mask
 
 
@@ -31,7 +31,7 @@ def positions(mask: Tensor) -> Tensor:
     if not _fits(mask):
         return mask.flatten().nonzero().flatten().to(torch.int32)
     found = torch.empty(int(mask.count_nonzero()) + 1, dtype=torch.int32)
-    return found[: engine.native().positions(mask.data_ptr(), mask.numel(), found.data_ptr())]
+    return found[: native.extension().positions(mask.data_ptr(), mask.numel(), found.data_ptr())]
 
 
 def overlap(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,7 +39,7 @@ def overlap(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     if first.dtype != torch.int32 or second.dtype != torch.int32 or not _fits(first, second):
         return torch.isin(first, second), torch.isin(second, first)
     stays, known = torch.empty(len(first), dtype=torch.bool), torch.empty(len(second), dtype=torch.bool)
-    engine.native().overlap(
+    native.extension().overlap(
         first.data_ptr(), len(first), second.data_ptr(), len(second), stays.data_ptr(), known.data_ptr()
     )
     return stays, known

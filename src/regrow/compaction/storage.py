@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from regrow import optimizers
 from regrow.algorithm import Algorithm
-from regrow.compaction import checkpoint, engine, graph, measured
+from regrow.compaction import checkpoint, graph, measured, native
 from regrow.compaction.layers import obstacle
 from regrow.compaction.region import wanted
 from regrow.compaction.stored import CompactedLayer
@@ -35,7 +35,7 @@ class CompactStorage:
         self.layers: dict[str, CompactedLayer] = {}
         self.reasons: dict[str, str] = {}
         self.left_to_torch = set[nn.Module]()
-        self.table = measured.agreed_table() if wanted() == "auto" and engine.available() else None
+        self.table = measured.agreed_table() if wanted() == "auto" and native.available() else None
         self.shares = Counter(
             id(parameter)
             for module in model.modules()
