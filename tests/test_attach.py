@@ -31,6 +31,8 @@ def test_optimizers_that_cannot_are_refused_by_name(model) -> None:
     refused("LBFGS cannot train a sparse net", model, torch.optim.LBFGS(model.parameters()), record)
     refused("SparseAdam cannot", model, torch.optim.SparseAdam(list(model.parameters())), record)
     refused("optimizer is a float", model, 0.1, record)
+    cut = type("ZeroRedundancyOptimizer", (torch.optim.SGD,), {})
+    refused("ZeroRedundancyOptimizer cannot.*fully_shard", model, cut(model.parameters(), lr=0.1), record)
 
 
 def test_an_optimizer_of_other_parameters_is_refused(model) -> None:

@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -120,3 +122,10 @@ def test_a_model_without_sparsifiable_layers_is_refused(model) -> None:
 def test_a_lazy_module_is_refused_with_the_remedy() -> None:
     with pytest.raises(ValueError, match="run one forward pass"):
         regrow.find_layers(nn.LazyLinear(4))
+
+
+def test_a_weight_without_entries_is_no_layer() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that there is nothing to initialise
+        model = nn.Sequential(nn.Linear(0, 4), nn.Linear(4, 3))
+    assert list(regrow.find_layers(model)) == ["1.weight"]

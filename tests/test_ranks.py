@@ -88,6 +88,26 @@ def seeds_of_their_own(rank: int, world: int, folder: Path) -> None:
     (folder / f"{rank}").touch()
 
 
+def masks_of_their_own(rank: int, world: int, folder: Path) -> None:
+    model = buckets(mlp())
+    shapes = {name: layer.shape for name, layer in regrow.find_layers(model).items()}
+    one = {name: torch.ones(shape, dtype=torch.bool) for name, shape in shapes.items()}
+    one["2.weight"][0, rank] = False
+    with pytest.raises(ValueError, match=r"the ranks have different masks for '2\.weight'"):
+        regrow.attach(model, sgd(model), regrow.from_masks(one))
+    sparsifier = regrow.attach(model, sgd(model), RECIPES["set"], strict=True)
+    other = mlp()
+    state = regrow.attach(other, sgd(other), RECIPES["set"], seed=rank).state_dict()
+    before = {name: mask.clone() for name, mask in sparsifier.masks.items()}
+    with pytest.raises(ValueError, match=r"the ranks have different masks for '0\.weight'"):
+        sparsifier.load_state_dict(state)
+    assert all(torch.equal(mask, before[name]) for name, mask in sparsifier.masks.items())
+
+
+def test_masks_that_differ_among_the_ranks_are_refused(tmp_path: Path) -> None:
+    launch(masks_of_their_own, 2, tmp_path)
+
+
 def test_seeds_that_differ_among_the_ranks_are_refused(tmp_path: Path) -> None:
     launch(seeds_of_their_own, 2, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]

@@ -14,6 +14,7 @@ import regrow
 from regrow.state import pack, unpack
 
 RECIPES = [regrow.set_, regrow.rigl, regrow.snfs, regrow.rigl_sg, regrow.rigl_sm]
+RAMP = {"total_steps": 20, "start": 1, "every": 1}
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=70))
@@ -135,12 +136,46 @@ def test_a_state_of_another_sparsity_is_refused_and_nothing_changes(recipe) -> N
     )
     saved = regrow.attach(other, sgd(other), recipe(sparsity=0.9, total_steps=20, every=2)).state_dict()
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(
-        ValueError, match=rf"has 75 alive weights, and {sparsifier._groups[0].algorithm.name} keeps 376"
-    ):
+    name = sparsifier._groups[0].algorithm.name
+    with pytest.raises(ValueError, match=rf"its {name} ends at sparsity 0\.9, the one here at 0\.5; attach with"):
         sparsifier.load_state_dict(saved)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     sparsifier.load_state_dict(sparsifier.state_dict())  # numbers of numpy come back
+
+
+@pytest.mark.parametrize("recipe", [regrow.snip, lambda sparsity: regrow.gradual_pruning(sparsity=sparsity, **RAMP)])
+def test_a_finished_state_of_another_sparsity_is_refused(recipe) -> None:
+    model = mlp()
+    optimizer = sgd(model)
+    finished = regrow.attach(model, optimizer, recipe(sparsity=0.9))
+    train(model, optimizer, range(20))
+    other = mlp()
+    sparsifier = regrow.attach(other, sgd(other), recipe(sparsity=0.5))
+    with pytest.raises(ValueError, match=r"ends at sparsity 0\.9, the one here at 0\.5"):
+        sparsifier.load_state_dict(finished.state_dict())
+    assert sparsifier.sparsity == 0
+
+
+def test_a_state_of_another_distribution_is_refused_also_where_the_totals_agree() -> None:
+    shapes = {"0.weight": (24, 12), "2.weight": (16, 24), "4.weight": (5, 16)}
+    masks = {name: torch.zeros(shape, dtype=torch.bool) for name, shape in shapes.items()}
+    states = []
+    for numbers in ((56, 64, 30), (60, 60, 30)):
+        for mask, number in zip(masks.values(), numbers, strict=True):
+            mask.zero_().view(-1)[:number] = True
+        model = mlp()
+        record = regrow.with_densities(regrow.rigl(sparsity=0.8, total_steps=20), masks)
+        states.append(regrow.attach(model, sgd(model), record))
+    with pytest.raises(ValueError, match=r"has 56 alive weights, and '0\.weight' keeps 60 here"):
+        states[1].load_state_dict(states[0].state_dict())
+
+
+def test_a_state_from_before_groups_said_their_sparsity_is_read() -> None:
+    _, _, sparsifier = build(regrow.rigl)
+    saved = sparsifier.state_dict()
+    for group in saved["groups"]:
+        del group["sparsity"]
+    sparsifier.load_state_dict(saved)
 
 
 @pytest.mark.parametrize("garbage", [None, 3, [], {}, "text"])

@@ -81,6 +81,16 @@ class Algorithm:
         """Whether there are as many alive weights at every step as at the first."""
         return isinstance(self.sparsity, Constant) and self.initial is not None
 
+    @property
+    def keeps_each_number(self) -> bool:
+        """The same of every layer."""
+        return self.keeps_its_number and self.redistribute is None
+
+    @property
+    def final_sparsity(self) -> float:
+        """The global target in the end."""
+        return self.sparsity_at(2**62)
+
     @cached_property  # asked for at every step
     def needs(self) -> Need:
         """Everything that the scores of an update look at."""

@@ -11,10 +11,11 @@ from regrow import optimizers
 from regrow.algorithm import Algorithm, initial_masks
 from regrow.checks import whole_number
 from regrow.compaction.storage import CompactStorage, check_compact
+from regrow.group import Group
 from regrow.layers import Layer, find_layers, select_layers, unwrap
 from regrow.scores import Evidence, random
-from regrow.shards import check_same_seed, evidence_for
-from regrow.sparsifier import Group, Sparsifier, attached_sparsifiers
+from regrow.shards import Ranks, evidence_for
+from regrow.sparsifier import Sparsifier, attached_sparsifiers
 from regrow.storage import DenseStorage, MaskedLayer, Storage
 
 ALREADY_SPARSE = 0.05
@@ -48,7 +49,10 @@ def attach(
             alive only the alive weights exist, their gradients and optimizer state too, and sparse kernels run it; on
             the CPU. See docs/compact.md.
         seed: of the initial masks and of random growth; equal on all ranks.
-        strict: check after every step that dead weights and their state are exactly 0, and name the first that is not.
+        strict: check at every step (when gradients come, before the step and after it) that the masks hold the number
+            of alive weights that they should, that dead weights and their state are exactly 0, that the weights are
+            still those of the model and of the optimizer, after updates also that all ranks have the same masks; and
+            name the first that breaks it. Slower.
 
     Returns:
         The sparsifier: its masks, its table (``print``), its state for checkpoints.
@@ -58,7 +62,7 @@ def attach(
             weights or has a sparsifier already, the model has no sparsifiable layer, is on the meta device, is attached
             to already, or is sparse already and would lose what is left of it; compact storage cannot do what the
             recipe or optimizer needs; the ranks of a model in DistributedDataParallel or fully_shard were given
-            different seeds.
+            different seeds or masks. The model is untouched then.
 
     >>> import regrow
     >>> model = nn.Sequential(nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 10))
@@ -75,27 +79,32 @@ def attach(
     given, model = model, unwrap(model)
     layers = find_layers(model, include, exclude)
     _check_parameters(model, optimizer, layers)
-    check_same_seed(given, seed)
-    groups, assigned = [], assign(layers, algorithm)
+    ranks = Ranks.of(given, compact=storage == "compact")
+    if ranks is not None:
+        ranks.check_seed(seed)
+    assigned, masks = assign(layers, algorithm), dict[str, torch.Tensor]()
     if storage == "compact":
         check_compact(given, optimizer, [record for _, record in assigned])
     for chosen, record in assigned:
         evidence = {name: _first_evidence(model, layer, seed) for name, layer in chosen.items()}
-        masks = initial_masks(record, evidence)
+        masks |= initial_masks(record, evidence)
         if record.initial is random:
             for name, known in evidence.items():
                 _check_nothing_lost(name, known.weight, masks[name])
-        groups.append(
-            Group(
-                record,
-                {
-                    name: MaskedLayer(layer, model.get_parameter(name), masks[name], optimizer, record.needs)
-                    for name, layer in chosen.items()
-                },
-                next_update=record.when.following(0),
-            )
+    if ranks is not None:
+        ranks.check_masks(masks)
+    groups = [
+        Group(
+            record,
+            {
+                name: MaskedLayer(layer, model.get_parameter(name), masks[name], optimizer, record.needs)
+                for name, layer in chosen.items()
+            },
+            next_update=record.when.following(0),
         )
-    return Sparsifier(model, optimizer, groups, _storage(storage, model, optimizer), seed, strict)
+        for chosen, record in assigned
+    ]
+    return Sparsifier(model, optimizer, groups, _storage(storage, model, optimizer), seed, strict, ranks)
 
 
 def _storage(name: str, model: nn.Module, optimizer: Optimizer) -> Storage:

@@ -74,6 +74,8 @@ def _known_layers(model: nn.Module) -> Iterator[tuple[Layer, nn.Parameter]]:
                 raise ValueError(f"'{name}' has no shape yet (a lazy module): run one forward pass, then attach")
             compact = getattr(module, "compact", None)
             shape = parameter.shape if compact is None else compact.shape
+            if 0 in shape:
+                continue
             yield Layer(name, tuple(shape), isinstance(module, CONVOLUTIONS)), parameter
 
 

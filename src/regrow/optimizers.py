@@ -5,13 +5,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, Optimizer, SparseAdam
+from torch.optim import Optimizer
 
 from regrow.shards import whole
 
 REFUSED = {
-    LBFGS: "its line search evaluates several points in one step and its state mixes all weights",
-    SparseAdam: "it takes sparse gradients of embeddings, not masked dense ones",
+    "LBFGS": "its line search evaluates several points in one step and its state mixes all weights; take SGD or AdamW",
+    "SparseAdam": "it takes sparse gradients of embeddings, not masked dense ones; take SGD or AdamW",
+    "ZeroRedundancyOptimizer": "it keeps the state of a weight on another rank, where no mask reaches it; take the "
+    "optimizer itself, or fully_shard, which cuts weights, masks and state alike",
 }
 
 
@@ -19,9 +21,9 @@ def check(optimizer: Optimizer) -> None:
     """Refuses, by name, the optimizers that cannot keep dead weights dead."""
     if not isinstance(optimizer, Optimizer):
         raise ValueError(f"optimizer is a {type(optimizer).__name__}; expected a torch.optim.Optimizer")
-    for refused, reason in REFUSED.items():
-        if isinstance(optimizer, refused):
-            raise ValueError(f"{refused.__name__} cannot train a sparse net: {reason}; take SGD, AdamW or another one")
+    for kind in type(optimizer).__mro__:
+        if kind.__name__ in REFUSED:
+            raise ValueError(f"{kind.__name__} cannot train a sparse net: {REFUSED[kind.__name__]}")
 
 
 def parameters(optimizer: Optimizer) -> Iterator[nn.Parameter]:
@@ -36,6 +38,11 @@ def group_of(optimizer: Optimizer, parameter: nn.Parameter) -> dict[str, Any]:
         if any(member is parameter for member in group["params"]):
             return group
     raise LookupError("the optimizer does not hold the parameter")
+
+
+def has_gradients(optimizer: Optimizer) -> bool:
+    """Whether there is anything to step on."""
+    return any(parameter.grad is not None for parameter in parameters(optimizer))
 
 
 def skips_step(optimizer: Optimizer) -> bool:

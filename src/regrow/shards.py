@@ -3,11 +3,16 @@
 Every rank must call :func:`whole` for the same tensors in the same order; an ordinary tensor passes through untouched.
 """
 
+import ctypes
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from regrow import state
 from regrow.scores import Evidence
 
 
@@ -38,21 +43,52 @@ def cut_like(tensor: Tensor, reference: Tensor) -> Tensor:
     return known.redistribute(placements=reference.placements).clone()  # a piece would keep the whole alive
 
 
-def check_same_seed(model: nn.Module, seed: int) -> None:
-    """Refuses seeds that differ among the ranks of a model that several train: their masks would differ.
+@dataclass(frozen=True)
+class Ranks:
+    """Those that train one model together: they must hold the same masks, bit for bit.
 
-    Raises:
-        ValueError: on every rank, with the seeds of all.
+    Args:
+        group: their process group; None for all.
     """
-    group = None
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        group = model.process_group
-    elif not any(is_cut(parameter) for parameter in model.parameters()):
-        return
-    seeds = [0] * torch.distributed.get_world_size(group)
-    torch.distributed.all_gather_object(seeds, seed, group)
-    if len(set(seeds)) > 1:
-        raise ValueError(f"the ranks were given the seeds {seeds}: pass the same seed= on all, or their masks differ")
+
+    group: Any = None
+
+    @classmethod
+    def of(cls, model: nn.Module, compact: bool) -> "Ranks | None":
+        """The ranks of a model; None where one alone trains it, as far as the model shows."""
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            return cls(model.process_group)
+        started = torch.distributed.is_available() and torch.distributed.is_initialized()
+        # A compact model is wrapped after it is attached.
+        return cls() if (compact and started) or any(map(is_cut, model.parameters())) else None
+
+    def check_seed(self, seed: int) -> None:
+        """Refuses seeds that differ. Raises ValueError on every rank, with the seeds of all."""
+        seeds = self._gather(seed)
+        if len(set(seeds)) > 1:
+            raise ValueError(
+                f"the ranks were given the seeds {seeds}: pass the same seed= on all, or their masks differ"
+            )
+
+    def check_masks(self, masks: Mapping[str, Tensor]) -> None:
+        """Refuses masks that differ; every rank holds them whole. Raises ValueError on every rank, naming a layer."""
+        found = self._gather({name: _digest(mask) for name, mask in masks.items()})
+        for name in masks:
+            if len({digests.get(name) for digests in found}) > 1:
+                raise ValueError(
+                    f"the ranks have different masks for '{name}': give all of them the same masks, scores of the same "
+                    "batches, and the same state"
+                )
+
+    def _gather(self, value: Any) -> list[Any]:
+        values = [None] * torch.distributed.get_world_size(self.group)
+        torch.distributed.all_gather_object(values, value, self.group)
+        return values
+
+
+def _digest(mask: Tensor) -> bytes:
+    packed = state.pack(mask).cpu()
+    return sha256((ctypes.c_uint8 * packed.numel()).from_address(packed.data_ptr())).digest()
 
 
 class GatheredEvidence(Evidence):

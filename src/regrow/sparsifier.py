@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,12 +11,13 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from regrow import optimizers, state
-from regrow.algorithm import Algorithm, updated_masks
+from regrow.algorithm import updated_masks
 from regrow.flops import Flops, count_flops
+from regrow.group import Group, check_membership
 from regrow.layers import unwrap
 from regrow.scores import Need
-from regrow.shards import whole
-from regrow.storage import Storage, StoredLayer
+from regrow.shards import Ranks, whole
+from regrow.storage import Storage, StoredLayer, on_gradient
 from regrow.table import layer_table
 
 _attached: "weakref.WeakSet[Sparsifier]" = weakref.WeakSet()
@@ -27,44 +28,13 @@ def attached_sparsifiers() -> "list[Sparsifier]":
     return list(_attached)
 
 
-@dataclass(eq=False)
-class Group:
-    """Layers that share one algorithm, and the weight step at which their next update is due."""
-
-    algorithm: Algorithm
-    layers: dict[str, StoredLayer]
-    next_update: int | None
-    dense_gradients: dict[str, Tensor] = field(default_factory=dict)
-
-    def is_due(self, weight_steps: int) -> bool:
-        """Whether the coming call of ``optimizer.step()`` brings an update."""
-        return self.next_update is not None and self.moment(weight_steps) >= self.next_update
-
-    def moment(self, weight_steps: int) -> int:
-        """The weight step an update at the coming call belongs to: it comes after the step, or in its place."""
-        return weight_steps + 1 if self.algorithm.step_on_update else weight_steps
-
-    def wants_dense_gradient(self, weight_steps: int) -> bool:
-        """Whether the gradients of the coming step must not be masked as they arrive."""
-        needs = self.algorithm.needs
-        return Need.DENSE_MOMENTUM in needs or (Need.GRADIENT in needs and self.is_due(weight_steps))
-
-    def keep_gradients(self) -> None:
-        """Takes the dense gradients of an update; none of them where one is not finite."""
-        gradients = {name: layer.dense_gradient() for name, layer in self.layers.items()}
-        found = {name: gradient for name, gradient in gradients.items() if gradient is not None}
-        if all(bool(whole(gradient).abs().amax().isfinite()) for gradient in found.values()):
-            copies = self.algorithm.step_on_update
-            self.dense_gradients = {n: gradient.clone() if copies else gradient for n, gradient in found.items()}
-
-
 class Sparsifier:
     """Keeps an attached model sparse while it trains; made by :func:`regrow.attach`.
 
     Attributes:
         weight_steps: weight steps taken so far.
         num_updates: topology updates so far.
-        strict: check every invariant after each step.
+        strict: check every invariant at each step, see :func:`regrow.attach`.
     """
 
     def __init__(
@@ -75,9 +45,11 @@ class Sparsifier:
         storage: Storage,
         seed: int,
         strict: bool,
+        ranks: Ranks | None = None,
     ) -> None:
         self.model, self.optimizer, self.seed, self.strict = model, optimizer, seed, strict
-        self._storage = storage
+        self._storage, self._ranks = storage, ranks
+        self._without_gradient = set[str]()
         self.weight_steps = 0
         self.num_updates = 0
         self._groups = list(groups)
@@ -181,10 +153,7 @@ class Sparsifier:
             "seed": self.seed,
             "weight_steps": self.weight_steps,
             "num_updates": self.num_updates,
-            "groups": [
-                {"algorithm": group.algorithm.name, "next_update": group.next_update, "layers": list(group.layers)}
-                for group in self._groups
-            ],
+            "groups": [group.state() for group in self._groups],
             "layers": {
                 name: {
                     "shape": list(layer.layer.shape),
@@ -199,18 +168,19 @@ class Sparsifier:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Goes on where :meth:`state_dict` was taken; weights and optimizer are loaded by their own methods.
 
+        Where several ranks train the model, every one must call it.
+
         Raises:
-            ValueError: the state is damaged, or of another model, algorithm or version; nothing is changed then.
+            ValueError: the state is damaged, or of another model, algorithm, sparsity or version, or not the same on
+                all ranks; nothing is changed then.
         """
         groups = [(group.algorithm.name, list(group.layers)) for group in self._groups]
         momenta = {name: layer.momentum for name, layer in self._layers.items()}
         masks = state.check(saved, groups, {name: layer.layer for name, layer in self._layers.items()}, momenta)
-        for group in self._groups:
-            if group.algorithm.keeps_its_number:
-                found = sum(int(masks[name].count_nonzero()) for name in group.layers)
-                state.check_number(
-                    group.algorithm.name, found, sum(layer.alive.number for layer in group.layers.values())
-                )
+        for group, entry in zip(self._groups, saved["groups"], strict=True):
+            group.check_sparsity(entry, masks)
+        if self._ranks is not None:
+            self._ranks.check_masks(masks)
         self.seed = saved["seed"]
         self.weight_steps = saved["weight_steps"]
         self.num_updates = saved["num_updates"]
@@ -226,9 +196,18 @@ class Sparsifier:
         self._refresh()
         self._mask_weights()
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "a sparsifier cannot be copied or pickled, as its hooks are on one model and one optimizer: copy those, "
+            "attach to the copies, and load_state_dict(sparsifier.state_dict())"
+        )
+
     # Hooks
 
     def _register(self) -> Iterator[RemovableHandle]:
+        if self.strict:
+            for name, layer in self._layers.items():
+                yield on_gradient(layer.parameter, partial(self._check_layer, name))
         yield self.optimizer.register_step_pre_hook(torch.compiler.disable(self._on_step))
         yield self.optimizer.register_step_post_hook(torch.compiler.disable(self._after_step))
 
@@ -249,10 +228,11 @@ class Sparsifier:
     @torch.no_grad()
     def _before_step(self) -> None:
         """Updates the topology in place of the weight step where that is due, else prepares the weight step."""
-        self._takes_step = not optimizers.skips_step(self.optimizer)
+        self._takes_step = optimizers.has_gradients(self.optimizer) and not optimizers.skips_step(self.optimizer)
         if not self._takes_step:
             return
         due = [group for group in self._groups if group.is_due(self.weight_steps)]
+        self._check_membership(due)
         for group in due:
             if Need.GRADIENT in group.algorithm.needs:
                 group.keep_gradients()
@@ -276,9 +256,25 @@ class Sparsifier:
         if not optimizers.skips_step(self.optimizer):
             self._mask_weights()
         self._refresh()
+        self._check_layers()
+
+    def _check_layers(self) -> None:
         if self.strict:
-            for layer in self._layers.values():
-                layer.check(self.weight_steps)
+            for name in self._layers:
+                self._check_layer(name)
+
+    @torch.no_grad()
+    def _check_layer(self, name: str, *_: Tensor) -> None:
+        self._layers[name].check(self.weight_steps)
+
+    def _check_membership(self, due: Sequence[Group]) -> None:
+        """Refuses to go on beside a model that has other weights now; looked at where something gives reason to."""
+        without = {name for name, layer in self._layers.items() if layer.parameter.grad is None}
+        suspicious, self._without_gradient = without - self._without_gradient, without
+        if not (due or suspicious or self.strict):
+            return
+        self._check_layers()
+        check_membership(self._layers, self.model, self.optimizer)
 
     # The update
 
@@ -301,6 +297,8 @@ class Sparsifier:
         group.next_update = group.algorithm.when.following(moment + 1)
         self.num_updates += 1
         self._place()
+        if self.strict and self._ranks is not None:
+            self._ranks.check_masks({name: whole(layer.mask) for name, layer in group.layers.items()})
         return True
 
     def _place(self) -> None:

@@ -5,13 +5,14 @@ alive entries exist, is in :mod:`regrow.compaction`.
 """
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from regrow import optimizers
 from regrow.layers import Layer
@@ -141,6 +142,20 @@ class DenseStorage:
         """Nothing to undo."""
 
 
+def on_gradient(parameter: nn.Parameter, hook: Callable[[Tensor], None]) -> RemovableHandle:
+    """Calls ``hook`` when a backward pass has brought the gradient; a frozen parameter is for when it is not any more.
+
+    torch refuses such a hook on a tensor that needs no gradient at the moment, and keeps it on one that stops to.
+    """
+    wanted = parameter.requires_grad
+    parameter.requires_grad_(True)
+    try:
+        handle: RemovableHandle = parameter.register_post_accumulate_grad_hook(hook)
+        return handle
+    finally:
+        parameter.requires_grad_(wanted)
+
+
 class MaskedLayer:
     """The reference storage, on any device: full-size weight, gradient and optimizer state, multiplied by a mask.
 
@@ -156,7 +171,8 @@ class MaskedLayer:
     def __init__(self, layer: Layer, parameter: nn.Parameter, mask: Tensor, optimizer: Optimizer, needs: Need) -> None:
         self.layer, self.parameter, self.optimizer, self.needs = layer, parameter, optimizer, needs
         self.alive = AliveCount(layer.size)
-        self._masked: tuple[weakref.ref[Tensor], int] | None  # a gradient, and its version when it was masked
+        # A gradient, its version when it was masked, and where it lay.
+        self._masked: tuple[weakref.ref[Tensor], int, int] | None
         self.set_mask(mask, step=0)
         self.dense_momentum = Need.DENSE_MOMENTUM in needs
         absent = Need.MOMENTUM in needs and optimizers.momentum_factor(optimizer, parameter) is None
@@ -164,7 +180,7 @@ class MaskedLayer:
         if self.dense_momentum or absent:
             self.momentum = torch.zeros_like(parameter, requires_grad=False)
         self._wants_dense = False
-        self._hook = parameter.register_post_accumulate_grad_hook(self._mask_as_it_arrives)
+        self._hook = on_gradient(parameter, self._mask_as_it_arrives)
 
     def set_mask(self, mask: Tensor, step: int) -> None:
         """A new topology, from weight step ``step`` on; what it kills is zeroed by :meth:`masked_tensors`."""
@@ -198,11 +214,11 @@ class MaskedLayer:
         if gradient is None:
             return
         if self._masked is not None:
-            masked, version = self._masked
-            if masked() is gradient and version == gradient._version:
+            masked, *rest = self._masked
+            if masked() is gradient and rest == [gradient._version, piece(gradient).data_ptr()]:
                 return
         to_mask(gradient).mul_(piece(self.bits))
-        self._masked = weakref.ref(gradient), gradient._version
+        self._masked = weakref.ref(gradient), gradient._version, piece(gradient).data_ptr()
 
     def accumulate_momentum(self) -> None:
         """m ← beta · m + g, in our own buffer; beta is the optimizer's momentum or first beta, else 0.9."""
@@ -235,10 +251,17 @@ class MaskedLayer:
         return evidence_for(weight)(self.layer, self.mask, weight, gradient, momentum, seed, step)
 
     def check(self, weight_steps: int) -> None:
-        """The invariants of ``strict=True``: what is dead is exactly 0, and so is its state."""
+        """The invariants of ``strict=True``: the number of alive weights; what is dead is 0, and so is its state."""
+        count = int(whole(self.mask).sum())
+        if count != self.alive.number:
+            raise RuntimeError(
+                f"the mask of '{self.layer.name}' has {count} alive weights after weight step {weight_steps}, expected "
+                f"{self.alive.number}: masks are there to be read, something wrote to this one"
+            )
         state = optimizers.elementwise_state(self.optimizer, self.parameter)
-        tensors = [(self.parameter.detach(), 0.0, "weight"), *((value, start, "state") for value, start in state)]
-        for tensor, expected, what in tensors:
+        tensors = [(self.parameter.detach(), 0.0, "weight")]
+        # A start value other than 0 may be a learning rate, which a scheduler moves between two steps.
+        for tensor, expected, what in tensors + [(value, start, "state") for value, start in state if start == 0]:
             broken = whole((tensor != expected) & ~self.mask).nonzero()
             if len(broken):
                 where = tuple(broken[0].tolist())
