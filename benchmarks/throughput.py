@@ -1,12 +1,13 @@
 """Images a second of the lab's training loop beside a plain PyTorch loop over a DataLoader, interleaved in one run.
 
-    python benchmarks/throughput.py [--model wrn-16-1] [--rounds 5] [--steps 20] [--threads 2] [--compiled]
+    python benchmarks/throughput.py [--model wrn-16-1] [--rounds 5] [--steps 20] [--threads 2] [--sparsity 0.9]
+                                    [--only lab] [--compiled]
 
 Both train the same net with SGD on random images of CIFAR-10's size, batch 128, with reflect-pad crops and flips. The
 plain loop is what a tutorial writes: float32, one image after another cropped in a Dataset, DataLoader workers or none,
 the default optimizer. Every round times some steps of each loop, in an order that rotates; ratios are taken within a
-round and printed as min – median – max. The RigL rows train at S = .9 (ERK), with masks and with
-alive weights alone; the others train the dense net.
+round and printed as min – median – max. The RigL rows train at the sparsity given (ERK), with masks and with alive
+weights alone; the others train the dense net. `--only` leaves out the rows without these words.
 """
 
 import argparse
@@ -26,7 +27,6 @@ from torch.utils.data import DataLoader
 BATCH = 128
 WARM_UP = 3
 """Steps before the clock starts in each round, so that batches which workers had ready do not count."""
-RIGL: dict[str, Any] = {"method": "rigl", "sparsity": 0.9, "every": 100, "precision": "bf16"}
 MEAN = torch.tensor([0.4914, 0.4822, 0.4465]).view(3, 1, 1)
 STD = torch.tensor([0.2470, 0.2435, 0.2616]).view(3, 1, 1)
 
@@ -148,6 +148,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--sparsity", type=float, default=0.9)
+    parser.add_argument("--only", default="")
     parser.add_argument("--compiled", action="store_true", help="rows with torch.compile too (minutes of compilation)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -156,19 +158,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {"REGROW_DATA": folder, "XDG_CACHE_HOME": f"{folder}/cache"}
         write_random_cifar(Path(folder))
-        loops = {
-            "plain, no workers": plain_loop(find_model(options.model)(), 0),
-            "plain, 2 workers": plain_loop(find_model(options.model)(), 2),
-            "lab, float32": lab_loop(options.model),
-            "lab, bf16": lab_loop(options.model, precision="bf16"),
-            "lab, bf16, RigL": lab_loop(options.model, **RIGL),
-            "lab, bf16, RigL compact": lab_loop(options.model, **RIGL, storage="compact"),
+        bf16: dict[str, Any] = {"precision": "bf16"}
+        rigl: dict[str, Any] = {"method": "rigl", "sparsity": options.sparsity, "every": 100}
+        rows: dict[str, Callable[[], Loop]] = {
+            "plain, no workers": lambda: plain_loop(find_model(options.model)(), 0),
+            "plain, 2 workers": lambda: plain_loop(find_model(options.model)(), 2),
+            "lab, float32": lambda: lab_loop(options.model),
+            "lab, bf16": lambda: lab_loop(options.model, **bf16),
+            "lab, bf16, RigL": lambda: lab_loop(options.model, **rigl, **bf16),
+            "lab, float32, RigL compact": lambda: lab_loop(options.model, **rigl, storage="compact"),
+            "lab, bf16, RigL compact": lambda: lab_loop(options.model, **rigl, **bf16, storage="compact"),
         }
         if options.compiled:
-            loops |= {
-                "lab, float32, compiled": lab_loop(options.model, compiled=True),
-                "lab, bf16, compiled": lab_loop(options.model, precision="bf16", compiled=True),
+            rows |= {
+                "lab, float32, compiled": lambda: lab_loop(options.model, compiled=True),
+                "lab, bf16, compiled": lambda: lab_loop(options.model, **bf16, compiled=True),
             }
+        loops = {name: make() for name, make in rows.items() if options.only in name}
         names, seconds, busy = list(loops), dict[str, list[float]](), dict[str, list[float]]()
         for run in loops.values():
             run(1)
@@ -177,19 +183,19 @@ def main() -> None:
                 wall, cpu = loops[name](options.steps)
                 seconds.setdefault(name, []).append(wall)
                 busy.setdefault(name, []).append(cpu)
-    images, (first, second, *_) = options.steps * BATCH, names
+    images, references = options.steps * BATCH, [name for name in names if name.startswith("plain")]
     print(
         f"{options.model}, batch {BATCH}, {options.threads} thread(s), {options.rounds} rounds of {options.steps} steps"
     )
     print(f"torch {torch.__version__}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-    print(f"\n{'loop':<24} {'images/s':>9} {'a CPU-s':>9}   {'× plain, no workers':<20} {'× plain, 2 workers':<20}")
+    compared = "".join(f"   {f'× {name}':<20}" for name in references)
+    print(f"\n{'loop':<27} {'images/s':>9} {'a CPU-s':>9}{compared}")
     for name in names:
         speed, thrift = (images / statistics.median(measured[name]) for measured in (seconds, busy))
-        ratios = f"{ratio(seconds, first, name):<20} {ratio(seconds, second, name):<20}"
-        print(f"{name:<24} {speed:>9,.0f} {thrift:>9,.0f}   {ratios}")
-    print(
-        "\na CPU-s: images for each second that the process had a core; the workers of the second row are not counted."
-    )
+        ratios = "".join(f"   {ratio(seconds, reference, name):<20}" for reference in references)
+        print(f"{name:<27} {speed:>9,.1f} {thrift:>9,.1f}{ratios}".rstrip())
+    if "plain, 2 workers" in names:
+        print("\na CPU-s: images for each second that a core was had; the workers of the second row are not counted.")
 
 
 def ratio(seconds: dict[str, list[float]], reference: str, name: str) -> str:

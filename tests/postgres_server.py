@@ -37,16 +37,26 @@ def start(folder: Path) -> str:
         port = probe.getsockname()[1]
     data = folder / "data"
     _as_user([programs / "initdb", "-D", data, "-U", "regrow", "-A", "scram-sha-256", f"--pwfile={password}"])
-    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c max_connections=200"
-    _as_user([programs / "pg_ctl", "-D", data, "-l", folder / "log", "-o", options, "-w", "start"])
+    with (data / "postgresql.conf").open("a") as file:
+        file.write(
+            f"port={port}\nunix_socket_directories='{folder}'\nlisten_addresses='127.0.0.1'\nmax_connections=200\n"
+        )
+    start_again(folder)
     return f"postgresql://regrow:{PASSWORD}@127.0.0.1:{port}/postgres"
+
+
+def start_again(folder: Path) -> None:
+    """Bring up the server of `folder`, which was stopped."""
+    programs = _programs()
+    assert programs is not None
+    _as_user([programs / "pg_ctl", "-D", folder / "data", "-l", folder / "log", "-w", "start"])
 
 
 def stop(folder: Path) -> None:
     """Tell the server of `folder` to end at once."""
     programs = _programs()
     assert programs is not None
-    _as_user([programs / "pg_ctl", "-D", folder / "data", "-m", "immediate", "-W", "stop"])
+    _as_user([programs / "pg_ctl", "-D", folder / "data", "-m", "immediate", "-w", "stop"])
 
 
 def _as_user(command: Sequence[object]) -> None:

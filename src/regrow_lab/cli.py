@@ -152,8 +152,8 @@ class Tune:
 
     name: tyro.conf.Positional[str]
     """The data to tune on: digits, digits-images, cifar10 or cifar10-jpeg; or figure3."""
-    trials: int = 15
-    """Trials of each search; the first is the reference (alpha .3, dT 100). figure3 has as many as points."""
+    trials: int | None = None
+    """Trials of each search, by default 15; the first is the reference (alpha .3, dT 100). figure3 has one a point."""
     seeds: int = 3
     """Seeds of every trial."""
     sparsities: tuple[float, ...] = ()
@@ -163,9 +163,10 @@ class Tune:
     prune: bool = False
     """Give trials up that are among the worst quarter after a seed."""
     workers: int | None = None
-    """Processes, one thread each; by default one a core."""
+    """Processes, one thread each; by default one a core. On GPUs the trials that share each of them; by default 1."""
     storage: str | None = None
-    """postgresql://USER:PASSWORD@HOST/NAME, for workers on several machines; by default a journal in the folder."""
+    """postgresql://USER@HOST/NAME, for workers on several machines; by default a journal in the folder. The password
+    stands in ~/.pgpass, PGPASSWORD or, where others see it, behind USER: in the address."""
     study_name: Annotated[str | None, tyro.conf.arg(name="name")] = None
     """Name of the search in the storage; by default that of the folder."""
     out: Path | None = None
@@ -177,7 +178,7 @@ class Tune:
     seed: int = 0
     """Seed of the sampler."""
     device: str = "cpu"
-    """Where the nets and the data live, in torch's words: cpu, cuda, cuda:1."""
+    """Where the nets and the data live: cpu, cuda for every GPU, cuda:1 for one of them."""
     checkpoint_seconds: float = 30.0
     """Time between two checkpoints of a run."""
     heartbeat_seconds: int = 60

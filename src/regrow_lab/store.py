@@ -21,6 +21,8 @@ from regrow_lab import schema
 from regrow_lab.config import RunConfig
 
 SCHEMA = 1
+PARTS = ("runs", "report", "tune", "slurm", "again", "error.txt")
+"""What may stand in the folder of a study beside study.json."""
 
 
 class ClaimedError(Exception):
@@ -107,7 +109,9 @@ def open_study(directory: Path, name: str, seeds: int, **settings: Any) -> None:
         raise ValueError(f"{directory} is a file: give a new or empty folder with --out")
     path = directory / "study.json"
     # Listed before study.json is looked for: it is the first file of a study that another process begins just now.
-    other = directory.exists() and any(not each.name.startswith(path.name) for each in directory.iterdir())
+    # A folder that has all but study.json has lost it.
+    found = [each.name for each in directory.iterdir()] if directory.exists() else []
+    other = any(name not in PARTS and not name.startswith(path.name) for name in found)
     if path.exists():
         study = read_study(directory)
         if study.get("study") != name:

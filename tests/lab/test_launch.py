@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from regrow_lab import store
@@ -87,6 +88,37 @@ def test_many_runs_in_few_processes_and_none_twice(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(launching, "_start", lambda *_: pytest.fail("a worker is started for nothing"))
     assert Local(workers=2).launch(RUNS, tmp_path, Recorder()).before == 5
+
+
+@pytest.fixture
+def three_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setattr("regrow_lab.machine.device_named", torch.device)
+
+
+@pytest.mark.usefixtures("three_gpus")
+def test_every_gpu_gets_as_many_workers_as_are_asked_for() -> None:
+    assert Local(workers=2, device="cuda").devices() == ["cuda:0", "cuda:1", "cuda:2"] * 2
+    assert Local(workers=2, device="cuda:1").devices() == ["cuda:1"] * 2
+    assert Local(workers=2).devices() == ["cpu"] * 2
+
+
+@pytest.mark.usefixtures("three_gpus")
+def test_runs_are_handed_out_to_every_gpu_and_no_worker_too_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, asked = launching._start, []
+
+    def on_the_cpu(device: str, *arguments: Any) -> Any:
+        asked.append(device)
+        worker = start("cpu", *arguments)
+        worker.device = device
+        return worker
+
+    monkeypatch.setattr(launching, "_start", on_the_cpu)
+    assert Local(workers=2, device="cuda").launch(RUNS[:4], tmp_path, Recorder()).finished == 4
+    assert set(asked) == {"cuda:0", "cuda:1", "cuda:2"}
+    assert len(asked) == 4
 
 
 def test_a_run_whose_worker_dies_is_started_again_and_at_last_given_up(

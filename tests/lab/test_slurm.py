@@ -5,6 +5,7 @@ is what the local pool makes of the same runs.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from regrow_lab.cli import main
 from regrow_lab.config import RunConfig
 from regrow_lab.launch import Local, Slurm, WorkerError, shard
 from regrow_lab.launch.outcome import unfinished
+from regrow_lab.launch.shards import deal
 from regrow_lab.launch.slurm import Resources
 from regrow_lab.progress import Progress
 from regrow_lab.studies import study_runs
@@ -31,6 +33,10 @@ SAME = ("status", "test_accuracy", "test_loss", "densities", "steps", "weight_st
 """What a run's result has besides times and dates."""
 LARGE = RunConfig(data="digits-images", model="wrn-16-4", epochs=1, batch_size=1024, dropout=0.0)
 """A run of some 0.8 GiB, where the others need 0.4."""
+
+
+LONG = RunConfig(method="rigl", sparsity=0.9, epochs=400)
+"""A run that is under way for long enough to be preempted in its middle."""
 
 
 class Said(Progress):
@@ -86,7 +92,7 @@ def states(*options: str) -> list[str]:
 
 def in_background(work: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
     found: list[Any] = []
-    thread = threading.Thread(target=lambda: found.append(work()))
+    thread = threading.Thread(target=lambda: found.append(work()), daemon=True)
     thread.start()
     return thread, found
 
@@ -97,28 +103,48 @@ def results(directory: Path) -> dict[str, dict[str, Any]]:
 
 
 def test_a_study_with_every_mishap_is_the_same_as_locally_run_for_run(tmp_path: Path) -> None:
-    runs = [*study_runs("digits", 1)[::3], LARGE]
+    small = study_runs("digits", 1)[::3]
+    runs = [*small[:3], LONG, *small[3:], LARGE]
     assert len(runs) >= 20
+    assert LONG in deal(runs, 4)[3], "it is in the last job, so the node is drained before it begins"
     here, there, said = tmp_path / "local", tmp_path / "slurm", Said()
     thread, outcomes = in_background(lambda: on_slurm().launch(runs, there, said))
 
-    # A job of the partition above takes the whole node: jobs in hand write their checkpoints and are queued again.
-    wait_until(lambda: len(said.finished) >= 3)
-    ask(
-        "sbatch", "--partition=high", f"--cpus-per-task={os.cpu_count()}", "--wrap=sleep 5", f"--output={tmp_path}/high"
-    )
-    wait_until(lambda: any("recedence" in line or "SIGTERM" in line for line in logs(there)))
-    assert list(there.glob("runs/*/checkpoint.pt")), "the preempted jobs leave their checkpoints"
-
     # The only node is drained: jobs in hand go on, the others wait until it is resumed.
-    wait_until(lambda: len(said.finished) >= 8, 120)
+    wait_until(lambda: len(said.finished) >= 1, 120)
     node = ask("sinfo", "--noheader", "--format=%N").split()[0]
     ask("scontrol", "update", f"nodename={node}", "state=drain", "reason=test")
+    in_hand = len(said.finished)
     wait_until(lambda: "RUNNING" not in states(), 120)
+    assert "PENDING" in states()
+    wait_until(lambda: len(said.finished) > in_hand)
     waiting = len(said.finished)
+    assert waiting < len(runs) / 2 + 2
     time.sleep(3)
+    assert set(states()) == {"PENDING"}
     assert len(said.finished) == waiting
     ask("scontrol", "update", f"nodename={node}", "state=resume")
+
+    # A job of the partition above takes the whole node: jobs in hand write their checkpoints and are queued again.
+    wait_until(lambda: rows(there, LONG) >= 60, 120)
+    ask(
+        "sbatch",
+        "--partition=high",
+        f"--cpus-per-task={os.cpu_count()}",
+        "--wrap=sleep 20",
+        f"--output={tmp_path}/high",
+    )
+    wait_until(lambda: any("recedence" in line or "SIGTERM" in line for line in logs(there)))
+    wait_until(lambda: states("--partition=high") == ["RUNNING"])
+    assert set(states("--partition=low")) == {"PENDING"}
+    assert restarts() >= 1, "the preempted jobs are queued again by SLURM itself"
+    folder = store.run_folder(there, LONG)
+    assert (folder / "checkpoint.pt").exists(), "the preempted jobs leave their checkpoints"
+    # A run that goes on from its checkpoint writes all epochs up to it at once; one that began anew would write few.
+    before = rows(there, LONG)
+    (folder / "metrics.jsonl").unlink()
+    wait_until(lambda: rows(there, LONG) > 0, 240)
+    assert rows(there, LONG) >= before >= 60
 
     thread.join()
     [outcome] = outcomes
@@ -132,6 +158,18 @@ def test_a_study_with_every_mishap_is_the_same_as_locally_run_for_run(tmp_path: 
     assert results(there) == results(here)
     for name in results(here):
         assert metrics(there, name) == metrics(here, name)
+
+
+def rows(directory: Path, run: RunConfig) -> int:
+    """Epochs that stand in the run's metrics."""
+    path = store.run_folder(directory, run) / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def restarts() -> int:
+    """How often SLURM has queued jobs again."""
+    shown = ask("scontrol", "show", "job", "--oneliner")
+    return sum(int(number) for number in re.findall(r"Restarts=(\d+)", shown))
 
 
 def metrics(directory: Path, name: str) -> str:

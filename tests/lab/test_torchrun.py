@@ -16,8 +16,8 @@ from regrow_lab.train import train
 RUN = RunConfig(method="rigl", sparsity=0.9, epochs=8, every=5)
 
 
-def weights(directory: Path) -> dict[str, dict[str, torch.Tensor]]:
-    path = store.run_folder(directory, RUN) / "weights.pt"
+def weights(directory: Path, run: RunConfig = RUN) -> dict[str, dict[str, torch.Tensor]]:
+    path = store.run_folder(directory, run) / "weights.pt"
     return sealed.load(path, sealed.WEIGHTS, torch.device("cpu"))
 
 
@@ -36,12 +36,44 @@ def test_two_processes_make_the_run_of_one(tmp_path: Path) -> None:
         torch.testing.assert_close(weight, two["model"][name], rtol=1e-3, atol=1e-4)
 
 
+def test_another_method_makes_the_masks_of_one_process(tmp_path: Path) -> None:
+    run = RunConfig(method="set", sparsity=0.8, distribution="uniform", epochs=3, every=5)
+    train(run, tmp_path / "one", keep_weights=True)
+    assert Torchrun(processes=2).launch([run], tmp_path / "two", PlainProgress.__new__(Quiet)).finished == 1
+    for name, mask in weights(tmp_path / "one", run)["masks"].items():
+        assert torch.equal(mask, weights(tmp_path / "two", run)["masks"][name])
+
+
+def test_with_batch_norm_the_processes_agree_though_not_with_one_process(tmp_path: Path) -> None:
+    run = RunConfig(model="wrn-10-1", data="digits-images", method="rigl", sparsity=0.8, epochs=3, every=5, dropout=0.0)
+    alone = train(run, tmp_path / "one", keep_weights=True)
+    # A run whose processes end with different masks, or masks and weights that do not fit, is not finished.
+    outcome = Torchrun(processes=2).launch([run], tmp_path / "two", PlainProgress.__new__(Quiet))
+    assert (outcome.finished, outcome.failed) == (1, {})
+    together = store.read_json(store.run_folder(tmp_path / "two", run) / "result.json")
+    assert together["updates"] == alone["updates"] > 5
+    one, two = weights(tmp_path / "one", run), weights(tmp_path / "two", run)
+    for name, mask in one["masks"].items():
+        assert two["masks"][name].sum() == mask.sum()
+        assert not two["model"][name][~two["masks"][name]].any()
+    [mean, *_] = [name for name in one["model"] if name.endswith("running_mean")]
+    assert not torch.equal(one["model"][mean], two["model"][mean])
+    assert together["test_accuracy"] == pytest.approx(alone["test_accuracy"], abs=10)
+
+
 class Quiet(PlainProgress):
     """Says nothing."""
 
     total = finished = 0
 
     def note(self, line: str) -> None: ...
+
+
+def test_a_run_that_cannot_be_trained_is_said_once_and_not_started(tmp_path: Path) -> None:
+    wrong = RunConfig(model="nonsense")
+    outcome = Torchrun(processes=2).launch([wrong], tmp_path, PlainProgress.__new__(Quiet))
+    assert outcome.failed[wrong.run_id].startswith("unknown model 'nonsense'")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_on_two_processes_goes_on_from_its_checkpoint(tmp_path: Path) -> None:

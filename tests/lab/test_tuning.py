@@ -1,21 +1,17 @@
 """The search for (alpha, dT): what it tries, that it goes on whatever dies, and what its report says."""
 
-import contextlib
 import csv
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import optuna
-import postgres_server
 import pytest
+import torch
 from optuna.trial import TrialState
+from searches import SHORT, children, points, trials_of, wait_until
 from stored import store_run
 
 from regrow_lab import store
@@ -27,33 +23,6 @@ from regrow_lab.train import train
 from regrow_lab.tuning.problem import Problem, problems
 from regrow_lab.tuning.search import ATTRIBUTE, Search, begin, search
 from regrow_lab.tuning.storage import open_storage
-
-SHORT = Problem(
-    name="erk-s0.9", base=RunConfig(method="rigl", sparsity=0.9, epochs=1, every=2, validation=130), seeds=2
-)
-
-
-def trials_of(options: Search, problem: Problem = SHORT) -> list[optuna.trial.FrozenTrial]:
-    """All trials; none where the search has not begun."""
-    storage = open_storage(options.url, options.directory, options.heartbeat_seconds)
-    name = options.study_name(problem)
-    return [
-        trial
-        for study in storage.get_all_studies()
-        if study.study_name == name
-        for trial in storage.get_all_trials(study._study_id)
-    ]
-
-
-def points(trials: list[optuna.trial.FrozenTrial]) -> list[dict[str, Any]]:
-    return [trial.params for trial in trials if trial.state == TrialState.COMPLETE]
-
-
-def wait_until(true: Callable[[], object], seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it does not come true"
-        time.sleep(0.1)
 
 
 def test_the_points_are_those_of_the_report_scaled_to_the_setting() -> None:
@@ -107,7 +76,7 @@ def test_a_killed_worker_does_not_lose_its_trial(tmp_path: Path) -> None:
     thread = threading.Thread(target=search, args=(options, [long], 1, said.append))
     thread.start()
     wait_until(lambda: list(tmp_path.glob("runs/*/metrics.jsonl")))
-    [worker] = _children("spawn_main")
+    [worker] = children("spawn_main")
     os.kill(worker, signal.SIGKILL)
     thread.join(120)
     assert any("worker 0 died (exit code -9): another takes its trial over" in line for line in said)
@@ -117,10 +86,26 @@ def test_a_killed_worker_does_not_lose_its_trial(tmp_path: Path) -> None:
     assert points(tried)[0] == tried[0].params == {"alpha": 0.3, "dT": 100}
 
 
-def _children(words: str) -> list[int]:
-    """Processes of ours whose command line has these words."""
-    found = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", words], capture_output=True, text=True)
-    return [int(word) for word in found.stdout.split()]
+def test_the_workers_of_a_search_are_spread_over_all_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setattr("regrow_lab.machine.device_named", torch.device)
+    devices: list[str] = []
+
+    class Process:
+        """Does nothing, and ends well."""
+
+        exitcode = 0
+
+        def __init__(self, args: tuple[object, Search, object], **_: object) -> None:
+            devices.append(args[1].device)
+
+        def start(self) -> None: ...
+
+        def join(self) -> None: ...
+
+    monkeypatch.setattr(multiprocessing.get_context("spawn"), "Process", Process)
+    search(Search(name="s", directory=tmp_path, trials=1, device="cuda"), [SHORT], 2, print)
+    assert devices == ["cuda:0", "cuda:1", "cuda:2"] * 2
 
 
 def test_hopeless_trials_are_given_up_where_it_is_asked_for(tmp_path: Path) -> None:
@@ -131,7 +116,7 @@ def test_hopeless_trials_are_given_up_where_it_is_asked_for(tmp_path: Path) -> N
     assert len(states) == 9
     assert set(states) == {TrialState.COMPLETE, TrialState.PRUNED}
     assert states[:5] == [TrialState.COMPLETE] * 5
-    assert sum("given up after 1 seeds" in line for line in said) == states.count(TrialState.PRUNED)
+    assert sum("given up after 1 seed at" in line for line in said) == states.count(TrialState.PRUNED)
 
 
 def test_a_search_with_other_settings_is_refused(tmp_path: Path) -> None:
@@ -171,7 +156,7 @@ def test_the_command_writes_table_4_and_the_contours(tmp_path: Path, capsys: pyt
     store_run(out, "rigl", 0.9, 99.0, 0, "erk", {"validation_accuracy": 99.9}, drop_fraction=0.4, validation=130)
     store.write_json(out / "study.json", {"study": "tune-digits", "seeds": 3, "reference": {"alpha": 0.3, "every": 20}})
     assert main(["report", str(out)]) == 0
-    assert "1 points were given up, or are not finished." in capsys.readouterr().out
+    assert "Given up, or not finished: 1 point." in capsys.readouterr().out
     [row] = csv.DictReader((out / "report" / "table4.csv").read_text().splitlines())
     assert (row["Method"], row["trials"], row["reference"]) == ("RigL (ERK)", "5", "90.0 ± 1.00")
     assert (row["alpha"], row["dT"], row["tuned"], row["gain"]) == ("0.600", "40", "95.0 ± 1.00", "+5.0")
@@ -199,6 +184,8 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         ("digits --sparsities 1.5", "sparsity 1.5 is outside [0, 1)"),
         ("digits --storage sqlite:///x.db", "given sqlite:///x.db; without --storage a journal on the disk is used"),
         ("digits --storage nonsense", "a database is given as postgresql://USER:PASSWORD@HOST:PORT/NAME"),
+        ("digits --storage postgresql://u:secret@127.0.0.1:abc/x", "a database is given as postgresql://USER"),
+        ("figure3 --trials 3", "figure3 is a grid of 16 points, each a trial: leave out --trials"),
         ("digits --storage postgresql://me:secret@127.0.0.1:1/x", "me:***@127.0.0.1:1/x cannot be used"),
     ],
 )
@@ -214,98 +201,20 @@ def test_bad_wishes_are_one_line_and_write_nothing(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    folder = tmp_path_factory.mktemp("postgres")
-    yield postgres_server.start(folder), folder
-    postgres_server.stop(folder)
-
-
-def end(command: subprocess.Popen[str]) -> None:
-    """Kill what a failed test has left, with its workers."""
-    if command.poll() is None:
-        os.killpg(command.pid, signal.SIGKILL)
-    command.communicate()
-
-
-@pytest.mark.postgres
-def test_eight_processes_share_a_search_in_postgresql_and_two_are_killed(
-    postgres: tuple[str, Path], tmp_path: Path, request: pytest.FixtureRequest
+def test_data_that_cannot_be_used_are_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, _ = postgres
-    arguments = ["tune", "digits", "--storage", url, "--name", "eight", "--trials", "24", "--seeds", "2"]
-    arguments += ["--sparsities", "0.9", "--distributions", "erk", "--workers", "1", "--heartbeat-seconds", "3"]
-    # Each on a machine of its own, so to say: four folders for eight processes.
-    commands = [
-        subprocess.Popen(
-            [sys.executable, "-m", "regrow_lab", *arguments, "--out", str(tmp_path / f"{number % 4}")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        for number in range(8)
-    ]
-    request.addfinalizer(lambda: [end(command) for command in commands])
-    options = Search(name="eight", directory=tmp_path, url=url, heartbeat_seconds=3)
-    problem = problems("digits", 2, sparsities=[0.9], distributions=["erk"])[0]
-
-    def in_state(state: TrialState) -> list[optuna.trial.FrozenTrial]:
-        return [trial for trial in trials_of(options, problem) if trial.state == state]
-
-    def at_work() -> set[int]:
-        workers = {trial.user_attrs["worker"] for trial in in_state(TrialState.RUNNING) if "worker" in trial.user_attrs}
-        with contextlib.suppress(ProcessLookupError):  # one has just ended
-            return {os.getpgid(int(worker.split()[0])) for worker in workers}
-        return set()
-
-    killed: list[int] = []
-
-    def two_at_work() -> bool:
-        killed[:] = sorted(at_work())[:2]
-        return len(killed) == 2
-
-    wait_until(two_at_work, 200)
-    for group in killed:
-        os.killpg(group, signal.SIGKILL)
-    for command in commands:
-        said, _ = command.communicate(timeout=300)
-        assert command.returncode == (-signal.SIGKILL if command.pid in killed else 0), said
-    tried = trials_of(options, problem)
-    assert len(in_state(TrialState.COMPLETE)) == 24
-    assert not in_state(TrialState.RUNNING)
-    assert not in_state(TrialState.WAITING)
-    lost = [trial for trial in tried if trial.state == TrialState.FAIL and "worker" in trial.user_attrs]
-    assert 1 <= len(lost) <= 2
-    assert all(trial.params in points(tried) for trial in lost), "the trials of the killed are done by others"
-    assert {"alpha": 0.3, "dT": 100} in points(tried)
-    assert len({trial.user_attrs["worker"] for trial in tried if "worker" in trial.user_attrs}) >= 3
-
-
-@pytest.mark.postgres
-def test_a_wrong_password_is_one_line(
-    postgres: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    url = postgres[0].replace(postgres_server.PASSWORD, "guess")
-    assert main(["tune", "digits", "--storage", url, "--out", str(tmp_path / "out")]) == 2
-    said = capsys.readouterr().err
-    assert 'password authentication failed for user "regrow"' in said
-    assert "guess" not in said
-    assert said.count("\n") == 1
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.postgres
-def test_a_database_that_goes_away_costs_nothing_that_was_trained(tmp_path: Path) -> None:
-    url = postgres_server.start(tmp_path / "server")
-    options = Search(name="s", directory=tmp_path / "out", url=url, trials=50)
-    stopped = []
-
-    def meddle(line: str) -> None:
-        if not stopped:
-            stopped.append(True)
-            postgres_server.stop(tmp_path / "server")
-
-    with pytest.raises(WorkerError, match=r"^the database is gone"):
-        search(options, [SHORT], 1, meddle)
-    assert sum(run.result is not None for run in store.read_runs(tmp_path / "out")) >= 2
+    (tmp_path / "data" / "cifar-10-batches-bin").mkdir(parents=True)
+    (tmp_path / "data" / "cifar-10-batches-bin" / "data_batch_1.bin").write_bytes(b"x")
+    monkeypatch.setenv("REGROW_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "file").touch()
+    for arguments in (
+        ["cifar10", "--scale", "paper", "--out", str(tmp_path / "out")],
+        ["digits", "--out", str(tmp_path / "file" / "x")],
+    ):
+        assert main(["tune", *arguments]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("regrow: ")
+        assert said.count("\n") == 1
+        assert not (tmp_path / "out").exists()

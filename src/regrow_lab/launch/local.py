@@ -92,6 +92,18 @@ class Local:
         return outcome
 
 
+def _free(devices: Sequence[str], taken: Sequence[str]) -> list[str]:
+    """The devices that have no worker, in their order: few runs go to all GPUs before two share one."""
+    left = Counter(taken)
+    free = []
+    for device in devices:
+        if left[device]:
+            left[device] -= 1
+        else:
+            free.append(device)
+    return free
+
+
 @dataclass(eq=False)
 class _Worker:
     process: SpawnProcess
@@ -124,8 +136,7 @@ class _Pool:
         """Hand out the runs to a worker on each of the devices until none is left."""
         self.queue.extend(runs)
         while self.queue or any(worker.run for worker in self.workers):
-            free = Counter(devices) - Counter(worker.device for worker in self.workers)
-            for device in free.elements():
+            for device in _free(devices, [worker.device for worker in self.workers]):
                 if len(self.queue) > sum(worker.run is None for worker in self.workers):
                     self.workers.append(_start(device, *self.arguments))
             for worker in [worker for worker in self.workers if worker.run is None]:

@@ -39,7 +39,10 @@ class Torchrun:
                 raise ValueError(f"{self.processes} processes need as many GPUs, here are {torch.cuda.device_count()}")
 
     def launch(self, runs: Sequence[RunConfig], directory: Path, progress: Progress) -> Outcome:
-        """See Launcher. A run whose processes die is started again from its checkpoint, three times in all."""
+        """See Launcher. A run whose processes die is started again from its checkpoint, three times in all.
+
+        A run that cannot be trained, such as one of an unknown model, is not started.
+        """
         self.check()
         pending = unfinished(runs, directory)
         outcome = Outcome(before=len(runs) - len(pending))
@@ -52,6 +55,11 @@ class Torchrun:
         return outcome
 
     def _train(self, run: RunConfig, directory: Path, progress: Progress, outcome: Outcome) -> None:
+        wrong = _wrong_with(run)
+        if wrong is not None:
+            outcome.failed[run.run_id] = wrong
+            progress.note(f"{run.run_id} failed: {wrong}")
+            return
         folder = store.run_folder(directory, run)
         folder.mkdir(parents=True, exist_ok=True)
         for attempt in range(1, TRIES + 1):
@@ -84,3 +92,18 @@ class Torchrun:
         options = ["--out", str(directory), "--device", self.device]
         options += ["--checkpoint-seconds", str(self.checkpoint_seconds)]
         return [*start, "-m", "regrow_lab", "train", *words, *options]
+
+
+def _wrong_with(run: RunConfig) -> str | None:
+    """Why this run cannot be begun. Its processes would each say it, amid torchrun's lines, and be started again."""
+    import torch
+
+    from regrow_lab.training import Training
+
+    if run.prerequisite:  # it begins with another run, which says what is wrong with both
+        return None
+    try:
+        Training(run, torch.device("cpu"))
+    except ValueError as error:
+        return str(error)
+    return None

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regrow_lab import store
-from regrow_lab.launch import WorkerError, default_workers
-from regrow_lab.tuning.problem import problems
-from regrow_lab.tuning.search import Search, search
+from regrow_lab.config import RunConfig
+from regrow_lab.launch import Local, WorkerError, default_workers
+from regrow_lab.signals import exit_code
+from regrow_lab.tuning.errors import in_a_line
+from regrow_lab.tuning.problem import Problem, problems
+from regrow_lab.tuning.search import Search, refuse_others, search
 
 if TYPE_CHECKING:
     from regrow_lab.cli import Tune
+
+TRIALS = 15
 
 
 def run_tune(options: Tune) -> int:
@@ -26,49 +32,87 @@ def run_tune(options: Tune) -> int:
         sparsities=options.sparsities,
         distributions=options.distributions,
     )
-    workers = default_workers() if options.workers is None else options.workers
-    for name, value in (("workers", workers), ("trials", options.trials), ("heartbeat", options.heartbeat_seconds)):
+    usual = default_workers() if options.device == "cpu" else 1
+    workers = usual if options.workers is None else options.workers
+    told = _told(options, wanted)
+    pool = Local(workers=workers, device=options.device)
+    pool.check()
+    _check_data([problem.base for problem in wanted])
+    began = time.monotonic()
+    try:
+        refuse_others(told, wanted)
+        _open(options, wanted, told.directory)
+        search(told, wanted, workers, lambda line: print(line, flush=True))
+    except KeyboardInterrupt as interrupt:
+        print("regrow: stopped; the same command goes on from there", file=sys.stderr)
+        return exit_code(interrupt)
+    except (ValueError, OSError):  # a wish that cannot be granted, a disk that takes no more
+        raise
+    except WorkerError as error:
+        return _failed(" ".join(str(error).split()))
+    except Exception as error:
+        return _failed(in_a_line(error, told.directory))
+    code = _report(told)
+    searches, processes = _counted(len(wanted), "search", "es"), _counted(len(pool.devices()), "worker")
+    print(f"{searches} of {_counted(told.trials, 'trial')}, {time.monotonic() - began:.0f} s on {processes}")
+    return code
+
+
+def _told(options: Tune, wanted: Sequence[Problem]) -> Search:
+    grid = wanted[0].grid
+    if grid and options.trials is not None:
+        raise ValueError(f"{options.name} is a grid of {len(grid)} points, each a trial: leave out --trials")
+    trials = TRIALS if options.trials is None else options.trials
+    for name, value in (("trials", trials), ("heartbeat", options.heartbeat_seconds)):
         if value < 1:
             raise ValueError(f"{name} must be 1 or more, given {value}")
-    if options.device != "cpu":
-        from regrow_lab.machine import device_named
-
-        device_named(options.device)
-    is_grid = bool(wanted[0].grid)
-    out = options.out or Path("runs") / (options.name if is_grid else f"tune-{options.name}")
-    told = Search(
+    out = options.out or Path("runs") / (options.name if grid else f"tune-{options.name}")
+    return Search(
         name=options.study_name or out.name,
         directory=out,
         url=options.storage,
-        trials=len(wanted[0].grid) or options.trials,
+        trials=len(grid) or trials,
         prune=options.prune,
         seed=options.seed,
         device=options.device,
         checkpoint_seconds=options.checkpoint_seconds,
         heartbeat_seconds=options.heartbeat_seconds,
     )
-    if options.storage is not None:
-        from regrow_lab.tuning.storage import open_storage
 
-        open_storage(options.storage, out, options.heartbeat_seconds)  # refused before anything is written
-    study = options.name if is_grid else f"tune-{options.name}"
-    base = wanted[0].base
-    own = {"storage": "dense"} if is_grid else {"reference": {"alpha": base.drop_fraction, "every": base.every}}
+
+def _check_data(runs: Sequence[RunConfig]) -> None:
+    """Raise ValueError if the data are not here or cannot be used, before anything is written."""
+    import torch
+
+    from regrow_lab.data import load_data
+
+    load_data(runs[0].data, torch.device("cpu"), runs[0].image_size).parts(runs[0])
+
+
+def _open(options: Tune, wanted: Sequence[Problem], out: Path) -> None:
+    base, grid = wanted[0].base, wanted[0].grid
+    own = {"storage": "dense"} if grid else {"reference": {"alpha": base.drop_fraction, "every": base.every}}
+    study = options.name if grid else f"tune-{options.name}"
     store.open_study(out, study, options.seeds, scale=options.scale, data=options.data or "", **own)
-    began = time.monotonic()
-    try:
-        search(told, wanted, workers, lambda line: print(line, flush=True))
-    except WorkerError as error:
-        print(f"regrow: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("regrow: stopped; the same command goes on from there", file=sys.stderr)
-        return 130
+
+
+def _report(told: Search) -> int:
     from regrow_lab.study_command import print_report
 
     try:
-        print_report(out)
-    except ValueError as error:  # of a search on several machines each folder has a part
+        print_report(told.directory)
+    except ValueError as error:
+        if told.url is None:
+            return _failed(" ".join(str(error).split()))
+        # Of a search on several machines each folder has a part.
         print(f"no report here: {' '.join(str(error).split())}")
-    print(f"{len(wanted)} searches of {told.trials} trials, {time.monotonic() - began:.0f} s on {workers} workers")
     return 0
+
+
+def _failed(line: str) -> int:
+    print(f"regrow: {line}", file=sys.stderr)
+    return 1
+
+
+def _counted(number: int, what: str, ending: str = "s") -> str:
+    return f"{number} {what}{'' if number == 1 else ending}"

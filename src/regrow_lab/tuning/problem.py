@@ -49,19 +49,19 @@ class Problem:
             return {"point": trial.suggest_int("point", 0, len(self.grid) - 1)}
         low, high, step = INTERVALS
         return {
-            "alpha": round(trial.suggest_float("alpha", *ALPHAS, step=0.001), 3),
+            "alpha": trial.suggest_float("alpha", *ALPHAS, step=0.001),
             "dT": trial.suggest_int("dT", low, high, step=step),
         }
 
     def runs(self, point: Point) -> list[RunConfig]:
-        """The runs of a point, one a seed."""
+        """The runs of a point, one a seed. Optuna's alpha is a sum that is off by some 1e-16: it is rounded."""
         rate, alpha, interval = self.base.learning_rate, point.get("alpha"), point.get("dT")
         if self.grid:
             rate, alpha, interval = self.grid[point["point"]]
         assert alpha is not None
         assert interval is not None
         every = max(1, int(self.base.every * interval / REFERENCE["dT"]))
-        changed = {"learning_rate": rate, "drop_fraction": alpha, "every": every}
+        changed = {"learning_rate": rate, "drop_fraction": round(alpha, 3), "every": every}
         return [dataclasses.replace(self.base, seed=seed, **changed) for seed in range(self.seeds)]
 
     def fingerprint(self) -> str:

@@ -162,13 +162,17 @@ def table_4(found: Mapping[Search, Searched], what: str) -> Grid:
         tuple(rows),
         (
             f"Reference: alpha {search.reference.alpha:g}, dT {search.reference.every} steps. Accuracy: test, percent, "
-            f"mean ± sample standard deviation over {len(search.reference.test)} seeds.",
+            f"mean ± sample standard deviation over {_counted(len(search.reference.test), 'seed')}.",
             "Tuned: the trial with the best mean validation accuracy. Gain: test accuracy over the reference, in "
             "points; gain val.: the same on the validation data that chose it.",
-            *((f"{given_up} points were given up, or are not finished.",) if given_up else ()),
+            *((f"Given up, or not finished: {_counted(given_up, 'point')}.",) if given_up else ()),
             "Paper: WRN-22-2 on CIFAR-10, Table 4.",
         ),
     )
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 CAPTION = (
