@@ -3,10 +3,11 @@
     python benchmarks/compact.py --model wrn-22-2 --sparsity 0.9 --distribution uniform --threads 1 \
         [--dtype float32|bfloat16] [--over float32|bfloat16] [--at-least 4.5] [--inference] [--memory]
 
-Every round takes one step (forward, loss, backward, SGD with momentum; RigL's updates at their share of 1 in 100 steps)
-of each side in an order that rotates. A round's ratio is the time of the fastest dense side of that round, in the
-precision of --over (by default that of the compact side), to that of the compact side: min – median – max over the
-rounds. Exit code 1 if the median falls short of --at-least.
+Every round takes one step (forward, loss, backward, SGD with momentum) of each side in an order that rotates; one call
+of optimizer.step() in 100 brings an update of RigL, whose time is shared out. A round's ratio is that of the fastest
+dense side of that round, in the precision of --over (by default that of the compact side), to that of the compact side:
+min – median – max over the rounds.
+Exit code 1 if the median falls short of --at-least.
 """
 
 import argparse
@@ -145,10 +146,10 @@ def compare(net: Net, options: argparse.Namespace) -> float:
         *(() if options.no_compile else ("compile",)),
     )
     sides = [dense_side(name, net, options, dtype) for dtype in sorted(dtypes, key=str, reverse=True) for name in names]
-    extra = {}
+    updating = {}
     for storage in ("dense", "compact"):
         side, sparsifier = sparse_side(storage, net, options, EVERY * 1000)
-        extra[side.name] = update_seconds(storage, net, options) / EVERY
+        updating[side.name] = update_seconds(storage, net, options)
         sides.append(side)
     compact = sides[-1]
     for side in sides:
@@ -156,11 +157,15 @@ def compare(net: Net, options: argparse.Namespace) -> float:
     print(sparsifier)
     repeat = max(1, round(0.02 / compact.seconds(1)))
     rounds: list[dict[str, float]] = []
+    shares: list[dict[str, float]] = []
     begin = time.perf_counter()
     while len(rounds) < 3 or (len(rounds) < options.rounds and time.perf_counter() - begin < options.seconds):
         turn = len(rounds) % len(sides)
         order = sides[turn:] + sides[:turn]
-        rounds.append({side.name: side.seconds(repeat) + extra.get(side.name, 0.0) for side in order})
+        steps = {side.name: side.seconds(repeat) for side in order}
+        extra = {name: max(0.0, seconds - steps[name]) / EVERY for name, seconds in updating.items()}
+        shares.append({name: 100 * seconds / (steps[name] + seconds) for name, seconds in extra.items()})
+        rounds.append({name: seconds + extra.get(name, 0.0) for name, seconds in steps.items()})
     sample = torch.randn(1, *net.sample)
     forward = regrow.count_flops(net.build(), sample).dense * options.batch
     flops = forward if options.inference else 3 * forward
@@ -171,8 +176,8 @@ def compare(net: Net, options: argparse.Namespace) -> float:
         rate = f"{flops / statistics.median(times) / 1e9:.0f}" if side.name.startswith("dense") else ""
         print(f"{side.name:<26} {spread([1e3 * t for t in times], '.2f'):<28} {rate:>13}  {spread(ratios, '.2f')}")
     if not options.inference:
-        shares = {name: 1e2 * seconds / statistics.median([f[name] for f in rounds]) for name, seconds in extra.items()}
-        print("topology updates: " + ", ".join(f"{share:.1f} % of {name}" for name, share in shares.items()))
+        parts = [f"{statistics.median([f[name] for f in shares]):.1f} % of {name}" for name in updating]
+        print("topology updates, beyond an ordinary step: " + ", ".join(parts))
     rivals = [side.name for side in sides if side.name.startswith("dense") and side.dtype == options.over]
     best = [min(found[name] for name in rivals) / found[compact.name] for found in rounds]
     what = "inference" if options.inference else "train step"
