@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from regrow.sealing import digest
 from regrow_lab import checkpoint, sealed, store
 from regrow_lab.config import RunConfig
 from regrow_lab.train import train
@@ -263,7 +264,7 @@ class Call:
 
 
 def seal(path: Path, content: bytes) -> Path:
-    line = {"regrow": "checkpoint", "schema": 1, "bytes": len(content), "blake2b": sealed._digest(content)}
+    line = {"regrow": "checkpoint", "schema": 1, "bytes": len(content), "blake2b": digest(content)}
     path.write_bytes(json.dumps(line).encode() + b"\n" + content)
     return path
 
