@@ -110,6 +110,12 @@ def test_any_flipped_bit_is_found(written: Path, tmp_path_factory: pytest.TempPa
     refused(path, "damaged|does not begin as|cut short|has schema|is a file of")
 
 
+def test_brackets_in_brackets(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(b"[" * 100_000)
+    refused(path, "does not begin as a file of regrow does")
+
+
 def test_longer_than_it_says(written: Path, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(written.read_bytes() + b"more")
