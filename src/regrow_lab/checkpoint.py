@@ -143,7 +143,7 @@ def _check_counts(training: Training, state: State) -> None:
         weight_steps -= in_place
         _expect(
             0 <= updates <= since and steps == since - in_place,
-            f"its masks stand at weight step {steps!r:.40} after {updates!r:.40} updates, {since} steps after their start",
+            f"its masks stand at weight step {steps!r:.40} after {updates!r:.40} updates, {since} steps in",
         )
         for name, layer in saved["layers"].items():
             alive, most = layer["alive_steps"], math.prod(layer["shape"]) * steps

@@ -242,7 +242,7 @@ def test_settings_of_the_optimizer_are_those_of_the_run(written: Path, tmp_path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda saved: saved.update(weight_steps=0), "its masks stand at weight step 0 after 4 updates, 25 steps"),
+        (lambda saved: saved.update(weight_steps=0), "its masks stand at weight step 0 after 4 updates, 25 steps in"),
         (lambda saved: saved.update(weight_steps=10**30), "its masks stand at weight step 10"),
         (lambda saved: saved.update(num_updates=10**400), "its masks stand at weight step 21"),
         (lambda saved: saved["groups"][0].update(next_update=None), "its next update of the masks is at None"),
