@@ -20,6 +20,7 @@ from PIL import Image
 from torch import nn
 
 import regrow
+from regrow.sealing import digest
 from regrow_lab import checkpoint, sealed, store
 from regrow_lab.config import RunConfig
 from regrow_lab.data import cache, cifar
@@ -80,12 +81,12 @@ def of_a_run(name: str) -> Door:
     return Door(lambda: (run_folder() / name).read_bytes(), read)
 
 
-def resealed(read: Callable[[Path], object]) -> Callable[[bytes], object]:
+def resealed(read: Callable[[bytes], object], kind: str, schema: int) -> Callable[[bytes], object]:
     """The content under a line that says it is whole: what the checksum does not catch."""
 
     def opened(content: bytes) -> object:
-        line = {"regrow": "checkpoint", "schema": 1, "bytes": len(content), "blake2b": sealed._digest(content)}
-        return from_file("resealed.pt", read)(json.dumps(line).encode() + b"\n" + content)
+        line = {"regrow": kind, "schema": schema, "bytes": len(content), "blake2b": digest(content)}
+        return read(json.dumps(line).encode() + b"\n" + content)
 
     return opened
 
@@ -116,6 +117,29 @@ def a_compact_file() -> bytes:
     return (FOLDER / "good.safetensors").read_bytes()
 
 
+def pruned(folder: Path) -> object:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+    def train(first: int, last: int) -> None:
+        for _ in range(first, last):
+            model(torch.ones(2, 8)).sum().backward()
+            optimizer.step()
+
+    return list(regrow.iterative_pruning(model, optimizer, train, total_steps=2, levels=0, folder=folder))
+
+
+@functools.cache
+def level_folder() -> Path:
+    pruned(FOLDER / "levels")
+    return FOLDER / "levels"
+
+
+def of_a_level(content: bytes) -> object:
+    with put_in_place(level_folder() / "level-00.pt", content):
+        return pruned(level_folder())
+
+
 def an_image() -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(buffer, "PNG")
@@ -136,13 +160,19 @@ def a_batch() -> bytes:
 IDX = b"\0\0\x08\x03" + b"".join(size.to_bytes(4) for size in (2, 3, 4)) + bytes(24)
 DOORS = {
     "checkpoint.pt": Door(a_checkpoint, from_file("checkpoint.pt", resumed)),
-    "checkpoint.pt, checksum renewed": Door(lambda: a_checkpoint().partition(b"\n")[2], resealed(resumed)),
+    "checkpoint.pt, checksum renewed": Door(
+        lambda: a_checkpoint().partition(b"\n")[2], resealed(from_file("resealed.pt", resumed), "checkpoint", 1)
+    ),
     "weights.pt": Door(
         lambda: (run_folder() / "weights.pt").read_bytes(),
         from_file("weights.pt", lambda path: sealed.load(path, sealed.WEIGHTS)),
     ),
     "compact net (safetensors)": Door(
         a_compact_file, from_file("net.safetensors", lambda path: regrow.load_compact(net(), path))
+    ),
+    "level of a ticket": Door(lambda: (level_folder() / "level-00.pt").read_bytes(), of_a_level),
+    "level of a ticket, checksum renewed": Door(
+        lambda: (level_folder() / "level-00.pt").read_bytes().partition(b"\n")[2], resealed(of_a_level, "stage", 2)
     ),
     "config.json": of_a_run("config.json"),
     "result.json": of_a_run("result.json"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import mlp, sgd
 from nets import train as loop
@@ -14,6 +14,7 @@ from torch import nn
 
 import regrow
 from regrow.layers import find_layers
+from regrow.sealing import seal, unseal
 
 STEPS = 12
 
@@ -160,7 +161,72 @@ def test_a_folder_of_another_initialisation_or_a_damaged_file_is_refused(tmp_pat
         list(Trainee(mlp(seed=1)).prune(levels=0, folder=tmp_path))
     file = tmp_path / "level-00.pt"
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"level-00\.pt cannot be read .*delete it to train the level anew"):
+    with pytest.raises(ValueError, match=r"level-00\.pt .*: delete it to train the level anew"):
+        list(Trainee().prune(levels=0, folder=tmp_path))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("levels")
+    list(Trainee().prune(levels=1, folder=folder))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["start", "level-00", "level-01"])
+@settings(max_examples=25, deadline=None)
+@given(share=st.floats(0, 1, exclude_max=True))
+def test_no_flipped_bit_gives_another_ticket(written: Path, name: str, share: float) -> None:
+    file = written / f"{name}.pt"
+    sound = file.read_bytes()
+    content, bit = bytearray(sound), int(share * 8 * len(sound))
+    content[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(content)
+    try:
+        with pytest.raises(ValueError, match=rf"{name}\.pt .*: delete it to train the level anew") as error:
+            list(Trainee().prune(levels=1, folder=written))
+    finally:
+        file.write_bytes(sound)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda output: output.clear(),
+        lambda output: output.update(snapshot=3),
+        lambda output: output["snapshot"].update(objects=[]),
+        lambda output: output["snapshot"]["objects"].__setitem__(1, {"state": 3}),
+        lambda output: output["snapshot"]["objects"][0].popitem(),
+        lambda output: output["snapshot"].update(random=torch.zeros(3)),
+        lambda output: output.update(masks=[1]),
+        lambda output: output["masks"].popitem(),
+        lambda output: output["masks"].update({"0.weight": torch.zeros(1, dtype=torch.uint8)}),
+    ],
+)
+def test_a_level_that_cannot_be_taken_up_is_refused_in_a_line(written: Path, tmp_path: Path, change) -> None:
+    for name in ("start", "level-00"):
+        (tmp_path / f"{name}.pt").write_bytes((written / f"{name}.pt").read_bytes())
+    file = tmp_path / "level-00.pt"
+    content = unseal(file, "stage", 2)
+    change(content["output"])
+    with file.open("wb") as opened:
+        seal(opened, "stage", 2, content)
+    with pytest.raises(ValueError, match=r"level-00\.pt cannot be taken up .*: delete it") as error:
+        list(Trainee().prune(levels=0, folder=tmp_path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("settings", [None, 3, {}])
+def test_a_level_without_settings_is_refused(tmp_path: Path, settings) -> None:
+    with (tmp_path / "start.pt").open("wb") as opened:
+        seal(opened, "stage", 2, {"settings": settings, "output": {}})
+    with pytest.raises(ValueError, match=r"start\.pt (holds no settings|was written with)"):
+        list(Trainee().prune(levels=0, folder=tmp_path))
+
+
+def test_a_folder_in_the_place_of_a_level_is_refused_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "start.pt").mkdir()
+    with pytest.raises(ValueError, match=r"start\.pt.*: delete it to train the level anew"):
         list(Trainee().prune(levels=0, folder=tmp_path))
 
 

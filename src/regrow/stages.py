@@ -1,15 +1,16 @@
 """Outputs of a procedure's stages on disk: a stage whose output exists is not run again."""
 
 import os
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
+from regrow.sealing import seal, unseal
 
-VERSION = 1
+SCHEMA = 2  # files of the first had no checksum
+KIND = "stage"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -19,45 +20,62 @@ class StageFolder:
     path: Path
     settings: Mapping[str, Any]
 
+    def file(self, name: str) -> Path:
+        """Where a stage's output is, or will be."""
+        return self.path / f"{name}.pt"
+
     def load(self, name: str) -> dict[str, Any] | None:
         """What the stage gave; None if it has not run."""
-        file = self.path / f"{name}.pt"
+        file = self.file(name)
         return self._read(file) if file.exists() else None
 
     def save(self, name: str, output: Mapping[str, Any]) -> None:
         """Written whole or not at all, and only if it can be read again."""
         self.path.mkdir(parents=True, exist_ok=True)
-        file, unfinished = self.path / f"{name}.pt", self.path / f"{name}.{os.getpid()}.tmp"
+        unfinished = self.path / f"{name}.{os.getpid()}.tmp"
         try:
-            torch.save({"version": VERSION, "settings": self.settings, **output}, unfinished)
+            with unfinished.open("wb") as file:
+                seal(file, KIND, SCHEMA, {"settings": self.settings, "output": output})
             self._read(unfinished)
-            unfinished.replace(file)
+            unfinished.replace(self.file(name))
         finally:
             unfinished.unlink(missing_ok=True)
 
     def _read(self, file: Path) -> dict[str, Any]:
         try:
-            found = torch.load(file, map_location="cpu", weights_only=True)
-            version, settings = found["version"], found["settings"]
-        except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            found = unseal(file, KIND, SCHEMA)
+        except (ValueError, OSError) as error:
             raise ValueError(
-                f"{file} cannot be read ({reason}): delete it to train the level anew; states of others= must be "
-                "tensors and plain values"
+                f"{error}: delete it to train the level anew; states of others= must be tensors and plain values"
             ) from error
+        settings, output = found.get("settings"), found.get("output")
+        if not isinstance(settings, dict) or not isinstance(output, dict):
+            raise ValueError(f"{file} holds no settings or no output: delete it to train the level anew")
         changed = [key for key, value in self.settings.items() if settings.get(key) != value]
-        if version != VERSION or changed:
-            what = f"{changed[0]} {settings.get(changed[0])}" if changed else f"version {version}"
-            here = self.settings[changed[0]] if changed else VERSION
-            raise ValueError(f"{file} was written with {what}, here it is {here}: take another folder")
-        return dict(found)
+        if changed:
+            what, here = settings.get(changed[0]), self.settings[changed[0]]
+            raise ValueError(f"{file} was written with {changed[0]} {what}, here it is {here}: take another folder")
+        return output
 
 
-def once(store: StageFolder | None, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What the folder holds, else what ``make`` returns, which it holds from then on."""
+def once(
+    store: StageFolder | None, name: str, make: Callable[[], dict[str, Any]], take_up: Callable[[Mapping[str, Any]], T]
+) -> T:
+    """What ``take_up`` makes of the folder's output, else of what ``make`` returns, which it holds from then on.
+
+    Raises:
+        ValueError: the file is damaged, of another procedure, or cannot be taken up.
+    """
     found = store.load(name) if store else None
-    if found is None:
-        found = make()
+    if store is None or found is None:
+        made = make()
         if store:
-            store.save(name, found)
-    return found
+            store.save(name, made)
+        return take_up(made)
+    try:
+        return take_up(found)
+    except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{store.file(name)} cannot be taken up ({reason}): delete it to train the level anew"
+        ) from error

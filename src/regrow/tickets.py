@@ -171,18 +171,30 @@ def _levels(
         train_sparse(masks, *plan.steps(level))
         return {"snapshot": Snapshot(*objects).state, "masks": {name: pack(mask) for name, mask in masks.items()}}
 
-    start = trained = Snapshot.of_state(once(store, "start", begin)["snapshot"], *objects)
+    def taken_up(saved: Mapping[str, Any]) -> Snapshot:
+        snapshot = Snapshot.of_state(saved["snapshot"], *objects)
+        snapshot.restore()
+        return snapshot
+
+    start = trained = once(store, "start", begin, taken_up)
     masks = {name: torch.ones(layer.shape, dtype=torch.bool) for name, layer in layers.items()}
     for level in range(plan.levels + 1):
         if level:
             weights = trained.state["objects"][0]
             masks = prune_by_magnitude(weights, masks, (1 - plan.fraction) ** level, scope=plan.scope)
         origin = start if plan.fine_tune_steps is None else trained
-        saved = once(store, f"level-{level:02d}", partial(whole_level, origin, masks, level))
-        masks = {name: unpack(packed, layers[name].shape) for name, packed in saved["masks"].items()}
-        trained = Snapshot.of_state(saved["snapshot"], *objects)
-        trained.restore()
+        make = partial(whole_level, origin, masks, level)
+        masks, trained = once(
+            store, f"level-{level:02d}", make, lambda saved: (_unpacked(saved["masks"], layers), taken_up(saved))
+        )
         yield Ticket(level, masks, start, trained)
+
+
+def _unpacked(saved: Mapping[str, Tensor], layers: Mapping[str, Layer]) -> dict[str, Tensor]:
+    for name, layer in layers.items():
+        if saved[name].dtype != torch.uint8 or saved[name].shape != (-(-layer.size // 8),):
+            raise ValueError(f"the mask of '{name}' is not {-(-layer.size // 8)} bytes")
+    return {name: unpack(saved[name], layer.shape) for name, layer in layers.items()}
 
 
 def rewind_step(rewind: int | float | None, total_steps: int) -> int:

@@ -19,7 +19,7 @@ import tyro
 from rich.console import Console
 
 from regrow_lab import store
-from regrow_lab.config import RunConfig
+from regrow_lab.config import RunConfig, check_seconds
 from regrow_lab.data_command import Data
 from regrow_lab.launch import Launcher, Local, Slurm, Torchrun, default_workers
 from regrow_lab.launch.slurm import Resources
@@ -47,6 +47,9 @@ class Train:
     """Threads on the CPU. Another number may give other last digits."""
     checkpoint_seconds: float = 30.0
     """Time between two checkpoints."""
+
+    def __post_init__(self) -> None:
+        check_seconds("checkpoint_seconds", self.checkpoint_seconds)
 
     def run(self) -> int:
         """Train, with a line an epoch."""
@@ -131,6 +134,9 @@ class Study:
     checkpoint_seconds: float = 30.0
     """Time between two checkpoints of a run."""
 
+    def __post_init__(self) -> None:
+        check_seconds("checkpoint_seconds", self.checkpoint_seconds)
+
     def runner(self) -> Launcher:
         """The launcher that these options describe. Raises ValueError if it cannot work here."""
         if self.launcher == "torchrun":
@@ -183,6 +189,9 @@ class Tune:
     """Time between two checkpoints of a run."""
     heartbeat_seconds: int = 60
     """Time between two signs of life of a worker; after twice that another takes its trial."""
+
+    def __post_init__(self) -> None:
+        check_seconds("checkpoint_seconds", self.checkpoint_seconds)
 
     def run(self) -> int:
         """Do the searches, then write the table and the contours."""
@@ -263,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = _parse(arguments).run()
         sys.stdout.flush()
         return code
-    except store.NotWrittenError as error:
+    except (store.NotWrittenError, store.LostError) as error:
         print(f"regrow: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # whoever read the output has ended

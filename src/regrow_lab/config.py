@@ -250,6 +250,12 @@ class RunConfig:
         return cls(**fields)
 
 
+def check_seconds(name: str, seconds: float) -> None:
+    """Raise ValueError for what is no time, such as nan."""
+    if not seconds >= 0:
+        raise ValueError(f"{name} must be a number of seconds, 0 or more, given {seconds}")
+
+
 def imp_sparsity(level: int) -> float:
     """The sparsity after `level` rounds of iterative pruning.
 

@@ -28,3 +28,19 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         {"params": [parameter for parameter in parameters if parameter.dim() > 1], "weight_decay": weight_decay},
         {"params": [parameter for parameter in parameters if parameter.dim() <= 1], "weight_decay": 0.0},
     ]
+
+
+def state_after_a_step(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
+    """What an optimizer keeps of each parameter from its first step on: names, shapes and kinds, without memory."""
+    parts: dict[str, Any] = {"fused": False, "foreach": False}  # those kernels are not for tensors without memory
+    groups = [
+        {**group, **parts, "params": [torch.zeros_like(parameter, device="meta") for parameter in group["params"]]}
+        for group in optimizer.param_groups
+    ]
+    imitation = type(optimizer)(groups)  # type: ignore[call-arg]  # each class has its defaults
+    for group in groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    imitation.step()
+    state: dict[int, dict[str, Any]] = imitation.state_dict()["state"]
+    return state

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -17,15 +19,31 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from regrow_lab.store import LostError
+
 PATIENCE = timedelta(hours=2)
 """How long a rank waits for the others: the first may have to evaluate, or to wait for a disk."""
 Batch = tuple[Tensor, Tensor]
 
 
-class LostError(Exception):
-    """Another rank is gone."""
+@contextmanager
+def together() -> Iterator[None]:
+    """While it lasts, an error by which a rank notices that another is gone is a LostError; others stay themselves."""
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo raises plain RuntimeErrors, through autograd too; each begins with the place in its sources.
+        if not isinstance(error, dist.DistError) and "/gloo/" not in str(error):
+            raise
+        reason = re.sub(r"^\[[^]]*\] *", "", str(error).strip().splitlines()[0])
+        own = os.environ.get("RANK", "0")
+        raise LostError(
+            f"rank {own} stopped, as another is gone or cannot be reached ({reason}); "
+            "the same command goes on from the last checkpoint"
+        ) from error
 
 
+@together()
 def begin(device: str) -> str:
     """Join the other ranks if torchrun started this process; returns the device of this rank.
 

@@ -76,5 +76,5 @@ def check_result(path: Path, fields: Mapping[str, Any]) -> None:
 def _check_value(path: Path, name: str, value: Any, kind: tuple[type, ...], remedy: str) -> None:
     if type(value) not in kind or (isinstance(value, int) and abs(value) >= LARGEST):
         expected = " or ".join("null" if each is NOTHING else each.__name__ for each in kind)
-        given = f"{value!r:.40}"
+        given = f"a {type(value).__name__}" if isinstance(value, (dict, list)) else f"{value!r:.40}"
         raise ValueError(f"{path} is damaged: {name} is {given}, expected {expected}; {remedy}")

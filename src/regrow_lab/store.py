@@ -37,6 +37,10 @@ class StoppedError(Exception):
     """The run was asked to stop; it has its checkpoint."""
 
 
+class LostError(Exception):
+    """Another process of the same run is gone, or cannot be reached."""
+
+
 @dataclass(frozen=True)
 class StoredRun:
     """One run as it is stored. `metrics` has an entry an epoch; `result` is None while the run is not finished."""
@@ -170,7 +174,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object that `write_json` wrote. Raises ValueError if it is broken or of another schema."""
     try:
         fields = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is not readable JSON ({error}): delete it, and the same command makes it anew"
         ) from None
@@ -193,10 +197,9 @@ def read_study(directory: Path) -> dict[str, Any]:
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Make `path` a file of these rows, a line each."""
-    lines = [_line(row) for row in rows]
-    with writing(path), path.open("w") as file:
-        file.writelines(lines)
+    """Make `path` a file of these rows, a line each, the whole file or nothing of it."""
+    lines = [_line(row).encode() for row in rows]
+    write_whole(path, lambda file: file.writelines(lines))
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:
@@ -215,7 +218,7 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
     lines = path.read_text().split("\n")[:-1]  # what stands behind the last newline was being written
     try:
         rows = [json.loads(line) for line in lines]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} has a line that is no JSON ({error}): delete the run's folder to have it done again"
         ) from None
@@ -243,9 +246,9 @@ def claim(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise ClaimedError(f"{folder.name} is under way in {file.read().strip() or 'another process'}") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        with writing(path):  # at once: what a buffer keeps would fail again when it is closed, without a name
+            file.truncate(0)
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         for leftover in folder.glob("*.part"):
             leftover.unlink()
         yield

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from regrow_lab import checkpoint, ranks, sealed, store
-from regrow_lab.config import RunConfig
+from regrow_lab.config import RunConfig, check_seconds
 from regrow_lab.machine import device_named
 from regrow_lab.origin import Origin
 from regrow_lab.training import Row, Training
@@ -23,6 +23,7 @@ PULSE_SECONDS = 1.0
 """Time between two signs of life inside an epoch."""
 
 
+@ranks.together()
 def train(
     config: RunConfig,
     directory: Path,
@@ -54,7 +55,9 @@ def train(
         ValueError: the configuration names something that does not exist or cannot be; nothing has been written.
         store.ClaimedError: another process trains this run.
         store.StoppedError: the run was stopped, and goes on from there when it is trained again.
+        store.LostError: another process of the run is gone; trained again, the run goes on from its last checkpoint.
     """
+    check_seconds("checkpoint_seconds", checkpoint_seconds)
     folder = store.run_folder(directory, config)
     if store.is_finished(folder):
         store.sweep(folder)
@@ -117,18 +120,14 @@ def train(
 
 def _follow(training: Training, folder: Path) -> dict[str, Any]:
     """What every rank but the first does: the same steps from the same checkpoint. It writes nothing."""
-    try:
-        step = ranks.told(0)
-        if step > 0:
-            checkpoint.resume(training, folder / "checkpoint.pt")
-        if step != FINISHED:
-            while not training.done:
-                training.run_epoch(lambda: None)
-            ranks.check_masks(training.weights()["masks"])
-            ranks.told(0)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise store.StoppedError(f"rank {ranks.rank()} stopped, as another is gone ({reason})") from error
+    step = ranks.told(0)
+    if step > 0:
+        checkpoint.resume(training, folder / "checkpoint.pt")
+    if step != FINISHED:
+        while not training.done:
+            training.run_epoch(lambda: None)
+        ranks.check_masks(training.weights()["masks"])
+        ranks.told(0)
     return store.read_json(folder / "result.json")
 
 

@@ -21,7 +21,7 @@ from regrow_lab.evaluation import Measured, batch_size_for, evaluate, loss_of
 from regrow_lab.learning_rate import learning_rate
 from regrow_lab.methods import algorithm_of, net_of
 from regrow_lab.models import WITH_DROPOUT, find_model, fit
-from regrow_lab.optimization import optimizer_of
+from regrow_lab.optimization import optimizer_of, state_after_a_step
 from regrow_lab.order import order_of
 from regrow_lab.origin import Origin, begun_with, first_weights, mask_step, masks_of
 
@@ -65,7 +65,7 @@ class Training:
         self.forward = torch.compile(self.model, dynamic=False) if config.compiled else self.model
         self.replicated: torch.nn.Module | None = None
         self.optimizer = optimizer_of(config, self.model)
-        self.shapes = [tuple(p.shape) for group in self.optimizer.param_groups for p in group["params"]]
+        self.optimizer_state = state_after_a_step(self.optimizer)
         self.flops = regrow.count_flops(self.model, example)
         masks = masks_of(config, origin, self.model, data)
         self.algorithm = algorithm and begun_with(config, algorithm, masks)

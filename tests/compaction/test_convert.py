@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from nets import convnet, mlp
 from torch import Tensor, nn
 
 import regrow
 from regrow.compaction.layers import CompactLayer
+from regrow.sealing import digest_of
 
 safetensors = pytest.importorskip("safetensors.torch")
 
@@ -169,11 +172,41 @@ def test_damaged_and_hostile_files_are_refused(tmp_path: Path, damage: str) -> N
         tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
     spoil, words = DAMAGES[damage]
     spoil(tensors, metadata)
+    metadata["blake2b"] = digest_of(tensors, metadata.get("shapes", ""))  # what the checksum does not catch
     safetensors.save_file(tensors, path, metadata)
     victim = build()
     with pytest.raises(ValueError, match=words):
         regrow.load_compact(victim, path)
     assert all(torch.equal(value, build().state_dict()[name]) for name, value in victim.state_dict().items())
+
+
+@settings(max_examples=60, deadline=None)
+@given(share=st.floats(0, 1, exclude_max=True))
+def test_no_flipped_bit_gives_other_weights(tmp_path_factory: pytest.TempPathFactory, share: float) -> None:
+    model, masks = sparse(mlp())
+    regrow.compact(model, masks)
+    path = tmp_path_factory.mktemp("flipped") / "net.safetensors"
+    regrow.save_compact(model, path)
+    content = bytearray(path.read_bytes())
+    bit = int(share * 8 * len(content))
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"damaged|no sound safetensors|format") as error:
+        regrow.load_compact(mlp(), path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_without_its_checksum_is_refused(tmp_path: Path) -> None:
+    model, masks = sparse(mlp())
+    regrow.compact(model, masks)
+    path = tmp_path / "net.safetensors"
+    regrow.save_compact(model, path)
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    del metadata["blake2b"]
+    safetensors.save_file(safetensors.load_file(path), path, metadata)
+    with pytest.raises(ValueError, match=r"net.safetensors is damaged: its tensors have no checksum beside them"):
+        regrow.load_compact(mlp(), path)
 
 
 def test_cut_off_files_are_refused(tmp_path: Path) -> None:

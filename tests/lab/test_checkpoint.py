@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import io
 import json
+import math
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from regrow.sealing import digest
 from regrow_lab import checkpoint, sealed, store
 from regrow_lab.config import RunConfig
 from regrow_lab.train import train
@@ -22,6 +24,8 @@ from regrow_lab.training import Training
 
 CPU = torch.device("cpu")
 RIGL = RunConfig(method="rigl", sparsity=0.5, epochs=2, every=5)
+STORED = {"dense": RIGL, "compact": dataclasses.replace(RIGL, storage="compact")}
+ADAM = dataclasses.replace(RIGL, optimizer="adam", learning_rate=1e-3)
 STEP = 25
 
 
@@ -29,11 +33,9 @@ class Stopped(BaseException):
     pass
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def taken(config: RunConfig, path: Path) -> Path:
     """A checkpoint of the 25th step."""
-    path = tmp_path_factory.mktemp("checkpoint") / "checkpoint.pt"
-    training = Training(RIGL, CPU)
+    training = Training(config, CPU)
 
     def before_step() -> None:
         if training.step == STEP:
@@ -44,6 +46,22 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.raises(Stopped):
         training.run_epoch(before_step)
     return path
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return taken(RIGL, tmp_path_factory.mktemp("checkpoint") / "checkpoint.pt")
+
+
+@pytest.fixture(scope="module")
+def compact_too(written: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    path = tmp_path_factory.mktemp("compact") / "checkpoint.pt"
+    return {"dense": written, "compact": taken(STORED["compact"], path)}
+
+
+@pytest.fixture(scope="module")
+def adam(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return taken(ADAM, tmp_path_factory.mktemp("adam") / "checkpoint.pt")
 
 
 def refused(path: Path, message: str, config: RunConfig = RIGL) -> None:
@@ -92,6 +110,12 @@ def test_any_flipped_bit_is_found(written: Path, tmp_path_factory: pytest.TempPa
     refused(path, "damaged|does not begin as|cut short|has schema|is a file of")
 
 
+def test_brackets_in_brackets(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(b"[" * 100_000)
+    refused(path, "does not begin as a file of regrow does")
+
+
 def test_longer_than_it_says(written: Path, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(written.read_bytes() + b"more")
@@ -136,9 +160,23 @@ def test_a_field_that_did_not_exist_then_does_not_matter(written: Path, tmp_path
         (lambda state: state.update(step=10**9), "it stands at step 1000000000"),
         (lambda state: state.pop("rows"), "rows"),
         (lambda state: state.update(optimizer=None), "NoneType"),
-        (lambda state: state["optimizer"]["state"][0].update(momentum_buffer=torch.zeros(2, 2)), "has shape"),
+        (lambda state: state["optimizer"]["state"][0].update(momentum_buffer=torch.zeros(2, 2)), r"of shape \(2, 2\)"),
         (lambda state: state["model"].pop("fc1.weight"), "fc1.weight|Error"),
         (lambda state: state["model"].update({"fc1.weight": torch.zeros(1)}), "Error"),
+        (
+            lambda state: state["model"].update({"fc1.bias": torch.zeros(300).int()}),
+            "its fc1.bias is a tensor of .*int32",
+        ),
+        (lambda state: state.update(step=float(STEP)), "its step is 25.0, a whole number was expected"),
+        (lambda state: state.update(seconds=math.nan), "its seconds are nan"),
+        (lambda state: state.update(rows=["x"]), "its metrics of epoch 1 are 'x'"),
+        (lambda state: state["rows"][0].update(train_loss=[1]), "its metrics of epoch 1 are"),
+        (lambda state: state.update(losses=["x"] * len(state["losses"])), "a loss is 'x'"),
+        (
+            lambda state: state.update(losses=[torch.zeros(5)] * len(state["losses"])),
+            r"a loss is a tensor of shape \(5,\)",
+        ),
+        (lambda state: state.update(sparsifier=None), "it has no masks at step 25, and this run has"),
         (lambda state: state["sparsifier"]["layers"].pop("fc1.weight"), "it lacks layer 'fc1.weight'"),
         (lambda state: state.update(random=torch.zeros(3)), "RNG state"),
     ],
@@ -147,6 +185,78 @@ def test_parts_that_do_not_fit(
     written: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None], message: str
 ) -> None:
     refused(changed(written, tmp_path / "checkpoint.pt", change), message)
+
+
+def buffers(*others: Any) -> list[Callable[[dict[str, Any]], None]]:
+    """Each of the values in the place of the first momentum buffer."""
+    return [lambda state, other=other: state["optimizer"]["state"][0].update(momentum_buffer=other) for other in others]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *buffers(torch.tensor(3.0), torch.ones(1), torch.zeros(300, 64).int(), torch.zeros(300, 64).to_sparse()),
+        *buffers([1], "x", None, 3.0, torch.zeros(300, 64).double(), torch.zeros(64, 300)),
+        lambda state: state["optimizer"]["state"][0].clear(),
+        lambda state: state["optimizer"]["state"][0].update(another=torch.zeros(300, 64)),
+        lambda state: state["optimizer"]["state"].clear(),
+        lambda state: state["optimizer"]["state"].pop(0),
+        lambda state: state["optimizer"]["state"].update({0: 3}),
+        lambda state: state["optimizer"].update(state=3),
+    ],
+)
+@pytest.mark.parametrize("storage", ["dense", "compact"])
+def test_a_state_that_the_optimizer_does_not_make(
+    compact_too: dict[str, Path], tmp_path: Path, storage: str, change: Callable[[dict[str, Any]], None]
+) -> None:
+    path = changed(compact_too[storage], tmp_path / "checkpoint.pt", change)
+    refused(path, "momentum_buffer|its optimizer|parameter 0|int", STORED[storage])
+
+
+@pytest.mark.parametrize("step", [-1.0, 0.5, math.nan, math.inf, 26.0, [1.0], torch.zeros(2)])
+def test_a_number_of_steps_that_cannot_be(adam: Path, tmp_path: Path, step: Any) -> None:
+    value = step if isinstance(step, torch.Tensor) else torch.tensor(step)
+    path = changed(adam, tmp_path / "checkpoint.pt", lambda state: state["optimizer"]["state"][3].update(step=value))
+    refused(path, "its step of parameter 3 is", ADAM)
+
+
+def test_tensors_that_overlap_themselves_are_copied_into_ones_of_our_own(written: Path, tmp_path: Path) -> None:
+    # A kernel that reads as many numbers from their start as they have would leave their memory.
+    memory = torch.zeros(300 * 64)
+    view = memory.as_strided((300, 64), (0, 0), storage_offset=len(memory) - 1)
+    training = Training(RIGL, CPU)
+    checkpoint.resume(training, changed(written, tmp_path / "checkpoint.pt", *buffers(view)))
+    first = training.optimizer.state[training.optimizer.param_groups[0]["params"][0]]["momentum_buffer"]
+    assert first.is_contiguous()
+
+
+def test_settings_of_the_optimizer_are_those_of_the_run(written: Path, tmp_path: Path) -> None:
+    training = Training(RIGL, CPU)
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.resume(
+        training, changed(written, path, lambda state: state["optimizer"]["param_groups"][0].update(maximize=True))
+    )
+    assert [group["maximize"] for group in training.optimizer.param_groups] == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda saved: saved.update(weight_steps=0), "its masks stand at weight step 0 after 4 updates, 25 steps in"),
+        (lambda saved: saved.update(weight_steps=10**30), "its masks stand at weight step 10"),
+        (lambda saved: saved.update(num_updates=10**400), "its masks stand at weight step 21"),
+        (lambda saved: saved["groups"][0].update(next_update=None), "its next update of the masks is at None"),
+        (lambda saved: saved["groups"][0].update(next_update=23), "its next update of the masks is at 23"),
+        (lambda saved: saved["groups"][0].update(next_update=30), "its next update of the masks is at 30"),
+        (lambda saved: saved["layers"]["fc1.weight"].update(alive_steps=10**400), "fc1.weight"),
+        (lambda saved: saved["layers"]["fc1.weight"].update(alive_steps=300 * 64 * 21 + 1), "'fc1.weight' add up to"),
+        (lambda saved: saved["layers"]["fc1.weight"].update(alive_steps=-1), "fc1.weight"),
+    ],
+)
+def test_counters_of_the_masks_that_contradict_the_step(
+    written: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    refused(changed(written, tmp_path / "checkpoint.pt", lambda state: change(state["sparsifier"])), message)
 
 
 class Call:
@@ -160,7 +270,7 @@ class Call:
 
 
 def seal(path: Path, content: bytes) -> Path:
-    line = {"regrow": "checkpoint", "schema": 1, "bytes": len(content), "blake2b": sealed._digest(content)}
+    line = {"regrow": "checkpoint", "schema": 1, "bytes": len(content), "blake2b": digest(content)}
     path.write_bytes(json.dumps(line).encode() + b"\n" + content)
     return path
 

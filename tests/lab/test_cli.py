@@ -53,6 +53,9 @@ def test_help_and_slips_do_without_torch(arguments: list[str]) -> None:
         ("train --data numbers --out new", "unknown data 'numbers'"),
         ("train --device toaster --out new", "no device 'toaster'"),
         ("train --threads 0", "threads must be 1 or more"),
+        ("train --checkpoint-seconds nan", "checkpoint_seconds must be a number of seconds, 0 or more, given nan"),
+        ("study digits --checkpoint-seconds nan", "0 or more, given nan"),
+        ("tune digits --checkpoint-seconds -1", "0 or more, given -1"),
         ("flops lenet", "unknown model 'lenet'"),
         ("flops wrn-22-2 --sparsity 1.5", "sparsity 1.5 is outside [0, 1)"),
         ("flops wrn-22-2 --sparsity abc", "could not convert string to float: 'abc'"),
@@ -100,6 +103,24 @@ def test_a_damaged_study_is_one_line(
     said = capsys.readouterr().err
     assert said.startswith("regrow: OUT/study.json is damaged: ")
     assert said.endswith("delete it, and the study's command makes it anew\n")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["config.json", "result.json", "metrics.jsonl", "study.json"])
+def test_brackets_in_brackets_are_one_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("OUT/runs/dense")
+    folder.mkdir(parents=True)
+    Path("OUT/study.json").write_text('{"schema": 1, "study": "digits", "seeds": 1}')
+    for each in ("config.json", "result.json"):
+        (folder / each).write_text('{"schema": 1}')
+    path = Path("OUT") / name if name == "study.json" else folder / name
+    path.write_text("[" * 300_000 + "\n")
+    assert main(["report", "OUT"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"regrow: {path} ")
     assert said.count("\n") == 1
 
 

@@ -7,8 +7,11 @@ import io
 import os
 import pickle
 import pickletools
+import sys
 import tarfile
+import zlib
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pictures
@@ -391,6 +394,63 @@ def test_hugging_face_files(tmp_path: Path, form: str) -> None:
         path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ValueError, match="is truncated or broken"):
         source.read()
+
+
+class Cell:
+    """A cell of a table of pyarrow."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def as_py(self) -> Any:
+        return self.value
+
+
+class Table(dict[str, list[Cell]]):
+    """A table of pyarrow."""
+
+    column_names = ("image", "label")
+
+
+def a_bomb() -> bytes:
+    """A picture of 1.6 billion pixels, by its header."""
+    small = png(TRAIN[0])
+    header = small[12:16] + (40_000).to_bytes(4) * 2 + small[24:29]
+    return small[:12] + header + zlib.crc32(header).to_bytes(4) + small[33:]
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "message"),
+    [
+        (a_bomb(), 1, "the image of row 1 cannot be read"),
+        (png(TRAIN[0])[:40], 1, "the image of row 1 cannot be read"),
+        (None, 1, "the image of row 1 cannot be read"),
+        ("text", 1, "the image of row 1 cannot be read"),
+        (png(TRAIN[0]), None, "the label of row 1 is None, the number of a class was expected"),
+        (png(TRAIN[0]), "cat", "the label of row 1 is 'cat'"),
+        (png(TRAIN[0]), -1, "the label of row 1 is -1"),
+        (png(TRAIN[0]), 2**70, "the label of row 1 is"),
+    ],
+)
+def test_a_row_of_hugging_face_that_cannot_be_read_is_one_line(
+    image: Any, label: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = Table(image=[Cell({"bytes": png(TRAIN[0])}), Cell({"bytes": image})], label=[Cell(0), Cell(label)])
+    pyarrow, parquet = ModuleType("pyarrow"), ModuleType("pyarrow.parquet")
+    monkeypatch.setattr(pyarrow, "ArrowException", type("ArrowException", (Exception,), {}), raising=False)
+    monkeypatch.setattr(pyarrow, "ipc", ModuleType("pyarrow.ipc"), raising=False)
+    monkeypatch.setattr(pyarrow, "parquet", parquet, raising=False)
+    monkeypatch.setattr(parquet, "read_table", lambda path: table, raising=False)
+    for module in (pyarrow, parquet, pyarrow.ipc):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    for part in ("train", "test"):
+        (tmp_path / f"{part}.parquet").touch()
+    source = find_hugging_face(tmp_path)
+    assert source is not None
+    with pytest.raises(ValueError, match=message) as error:
+        source.read()
+    assert str(error.value).startswith(str(tmp_path / "train.parquet"))
+    assert "\n" not in str(error.value)
 
 
 def test_hugging_face_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,12 @@
 import json
+import resource
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,6 +71,38 @@ def test_a_file_is_replaced_whole_or_stays(tmp_path: Path) -> None:
         store.write_whole(path, fail_halfway)
     assert json.loads(path.read_text()) == {"schema": 1, "a": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
+
+
+@contextmanager
+def full_disk(left: int) -> Iterator[None]:
+    """No file may grow beyond so many bytes."""
+    handler, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (left, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("write", [store.write_lines, lambda path, rows: store.append_line(path, {"rows": rows})])
+def test_on_a_full_disk_the_lines_before_are_whole(tmp_path: Path, write: Callable[[Path, Any], None]) -> None:
+    path, rows = tmp_path / "metrics.jsonl", [{"epoch": number, "name": "x" * 100} for number in range(100)]
+    store.write_lines(path, rows)
+    before = path.read_bytes()
+    with full_disk(4096), pytest.raises(store.NotWrittenError, match=r"metrics.jsonl could not be written .*is whole"):
+        write(path, rows)
+    assert path.read_bytes().startswith(before)
+    assert store._read_metrics(path) == rows
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_disk_that_is_full_from_the_start_is_named(tmp_path: Path) -> None:
+    with full_disk(0), pytest.raises(store.NotWrittenError) as error, store.claim(tmp_path):
+        pass
+    assert str(error.value).startswith(f"{tmp_path / 'lock'} could not be written (")
+    with store.claim(tmp_path):
+        pass
 
 
 def test_a_number_that_json_does_not_have_is_never_written(tmp_path: Path) -> None:

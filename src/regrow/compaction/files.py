@@ -1,7 +1,8 @@
 """Sparse nets on disk: a safetensors file that holds the alive values, where they stand, and everything else as it is.
 
 A compact weight ``name`` is two tensors: ``name.values`` (nnz,) and either ``name.mask``, one bit a weight, or, where
-that is smaller (below one alive weight in 32), ``name.indices`` (nnz,) int32. Dense shapes are in the metadata.
+that is smaller (below one alive weight in 32), ``name.indices`` (nnz,) int32. Dense shapes and a checksum are in the
+metadata.
 """
 
 import json
@@ -19,9 +20,11 @@ from regrow.compaction.convert import compact
 from regrow.compaction.layers import compact_layers
 from regrow.compaction.weights import indices_of, scatter
 from regrow.layers import unwrap
+from regrow.sealing import digest_of
 from regrow.state import pack, unpack
 
-FORMAT = "regrow compact 1"
+FORMAT = "regrow compact 2"
+WITHOUT_CHECKSUM = "regrow compact 1"
 PARTS = ("values", "mask", "indices")
 
 
@@ -66,7 +69,9 @@ def save_compact(model: nn.Module, path: str | os.PathLike[str]) -> FileSize:
     rest = {name: tensor for name, tensor in state.items() if name not in layers}
     # Tied tensors share memory, which the format does not have: each name gets its own copy.
     everything = {name: tensor.detach().contiguous().clone() for name, tensor in (tensors | rest).items()}
-    _safetensors().torch.save_file(everything, os.fspath(path), {"format": FORMAT, "shapes": json.dumps(shapes)})
+    shapes_text = json.dumps(shapes)
+    metadata = {"format": FORMAT, "shapes": shapes_text, "blake2b": digest_of(everything, shapes_text)}
+    _safetensors().torch.save_file(everything, os.fspath(path), metadata)
     dense = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     return FileSize(os.path.getsize(path), dense)
 
@@ -119,8 +124,15 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, tu
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise ValueError(f"{os.fspath(path)} is no sound safetensors file: {error}") from error
-    _expect(metadata.get("format") == FORMAT, f"its format is {metadata.get('format')!r}, '{FORMAT}' was expected")
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{os.fspath(path)} is no sound safetensors file: {reason}") from error
+    form = metadata.get("format")
+    _expect(form in (FORMAT, WITHOUT_CHECKSUM), f"its format is {form!r}, '{FORMAT}' was expected")
+    if form == FORMAT:
+        added_up = digest_of(tensors, metadata.get("shapes", ""))
+        if metadata.get("blake2b") != added_up:
+            found_out = "do not add up to its checksum" if "blake2b" in metadata else "have no checksum beside them"
+            raise ValueError(f"{os.fspath(path)} is damaged: its tensors {found_out}; save it again")
     sound = isinstance(found, dict) and all(
         isinstance(shape, list) and shape and all(type(size) is int and 0 < size < 2**31 for size in shape)
         for shape in found.values()

@@ -128,7 +128,7 @@ def _read(path: Path) -> Table | None:
     try:
         found = json.loads(path.read_text())
         sound = all(0 < float(found[probe.name][str(density)]) < 1e6 for probe in PROBES for density in DENSITIES)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return found if sound else None
 

@@ -15,6 +15,7 @@ from regrow_lab.data.source import Decoded, Source
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "fine_label", "labels")
+MOST_CLASSES = 2**31
 
 
 def find_hugging_face(folder: Path) -> Source | None:
@@ -77,16 +78,19 @@ def _rows(path: Path) -> Iterator[tuple[Tensor, int]]:
             f"{path} has columns {', '.join(table.column_names)}; expected one of {', '.join(IMAGE_COLUMNS)} and one "
             f"of {', '.join(LABEL_COLUMNS)}"
         )
-    for cell, label in zip(table[image_column], table[label_column], strict=True):
-        content = cell.as_py()
+    for row, (cell, label_cell) in enumerate(zip(table[image_column], table[label_column], strict=True)):
+        content, label = cell.as_py(), label_cell.as_py()
         content = content.get("bytes") if isinstance(content, dict) else content
+        if not isinstance(label, int) or not 0 <= label < MOST_CLASSES:
+            raise ValueError(f"{path}: the label of row {row} is {label!r:.40}, the number of a class was expected")
         try:
             with Image.open(io.BytesIO(content or b"")) as opened:
                 image = opened if opened.mode in ("L", "RGB") else opened.convert("RGB")
                 pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-                yield pixels.view(image.height, image.width, -1), label.as_py()
-        except (OSError, TypeError) as error:
-            raise ValueError(f"{path} has a row whose image cannot be read ({error}): get it again") from None
+        except Exception as error:  # a broken image may raise anything, and one of too many pixels is refused by pillow
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{path}: the image of row {row} cannot be read ({reason}): get it again") from None
+        yield pixels.view(image.height, image.width, -1), label
 
 
 def _read_arrow(path: Path, ipc: Any) -> Any:

@@ -1,0 +1,99 @@
+"""Files of tensors with a line in front that says what they are, how long, and what their content adds up to.
+
+    {"regrow": "checkpoint", "schema": 1, "bytes": 123456, "blake2b": "…"}
+    (the content, as torch.save writes it)
+
+Nothing of the content is looked at before it is known to be whole. Loading never executes anything.
+"""
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+LONGEST_LINE = 1000
+
+
+def seal(file: IO[bytes], kind: str, schema: int, content: Mapping[str, Any]) -> None:
+    """Writes ``content`` (tensors and plain values) and the line before it."""
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    packed = buffer.getbuffer()
+    line = {"regrow": kind, "schema": schema, "bytes": len(packed), "blake2b": digest(packed)}
+    file.write(json.dumps(line).encode() + b"\n")
+    file.write(packed)
+
+
+def unseal(path: Path, kind: str, schema: int, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """What :func:`seal` wrote to ``path``.
+
+    Raises:
+        ValueError: the file is cut short, damaged, of another kind or schema, or holds what this library never writes
+            (calls, compressed parts); says which.
+    """
+    with path.open("rb") as file:
+        line = _line(path, file.readline(LONGEST_LINE))
+        packed = file.read()
+    if line["regrow"] != kind:
+        raise ValueError(f"{path} is a file of {line['regrow']}, a {kind} was expected")
+    if line["schema"] != schema:
+        raise ValueError(f"{path} has schema {line['schema']}, this version reads {schema}: take the version it is of")
+    if len(packed) < line["bytes"]:
+        raise ValueError(f"{path} is cut short: it has {len(packed):,} of {line['bytes']:,} bytes")
+    if len(packed) > line["bytes"] or digest(packed) != line["blake2b"]:
+        raise ValueError(f"{path} is damaged: its content does not add up to its checksum")
+    try:
+        _check_packing(packed)
+        content = torch.load(io.BytesIO(packed), map_location=device, weights_only=True)
+    except Exception as error:  # torch's reader may raise anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is refused, nothing of it was run: {reason}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is refused: it holds a {type(content).__name__}, a dict was expected")
+    return content
+
+
+def digest(*parts: bytes | memoryview) -> str:
+    """A checksum of bytes.
+
+    >>> digest(b"regrow")[:8]
+    '9b307b5c'
+    """
+    known = hashlib.blake2b(digest_size=32)
+    for part in parts:
+        known.update(part)
+    return known.hexdigest()
+
+
+def digest_of(tensors: Mapping[str, Tensor], *texts: str) -> str:
+    """A checksum of named tensors, their kinds and shapes, and of some texts beside them."""
+    parts: list[bytes | memoryview] = [f"{text}\n".encode() for text in texts]
+    for name, tensor in sorted(tensors.items()):
+        parts.append(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        parts.append(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest(*parts)
+
+
+def _line(path: Path, text: bytes) -> dict[str, Any]:
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        line = None
+    expected = {"regrow": str, "schema": int, "bytes": int, "blake2b": str}
+    if not isinstance(line, dict) or {key: type(value) for key, value in line.items()} != expected:
+        raise ValueError(f"{path} does not begin as a file of regrow does: it is damaged, or of another program")
+    return line
+
+
+def _check_packing(packed: bytes) -> None:
+    """A zip whose parts are stored as they are: compressed ones could be of any size."""
+    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+        for part in archive.infolist():
+            if part.compress_type != zipfile.ZIP_STORED or part.file_size > len(packed):
+                raise ValueError(f"its part {part.filename!r} is compressed")
