@@ -3,10 +3,8 @@
 Every rank must call :func:`whole` for the same tensors in the same order; an ordinary tensor passes through untouched.
 """
 
-import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any, cast
 
 import torch
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 
 from regrow import state
 from regrow.scores import Evidence
+from regrow.sealing import digest_of
 
 
 def is_cut(tensor: Tensor) -> bool:
@@ -72,7 +71,7 @@ class Ranks:
 
     def check_masks(self, masks: Mapping[str, Tensor]) -> None:
         """Refuses masks that differ; every rank holds them whole. Raises ValueError on every rank, naming a layer."""
-        found = self._gather({name: _digest(mask) for name, mask in masks.items()})
+        found = self._gather({name: digest_of({name: state.pack(mask)}) for name, mask in masks.items()})
         for name in masks:
             if len({digests.get(name) for digests in found}) > 1:
                 raise ValueError(
@@ -84,11 +83,6 @@ class Ranks:
         values = [None] * torch.distributed.get_world_size(self.group)
         torch.distributed.all_gather_object(values, value, self.group)
         return values
-
-
-def _digest(mask: Tensor) -> bytes:
-    packed = state.pack(mask).cpu()
-    return sha256((ctypes.c_uint8 * packed.numel()).from_address(packed.data_ptr())).digest()
 
 
 class GatheredEvidence(Evidence):
