@@ -30,10 +30,12 @@ PROMISES = {
         "tests/conformance/test_models.py"
     ),
     "the same in compact storage": "tests/compaction/test_storage.py",
+    "strict names what something else wrote; replaced weights and copies are refused": ("tests/test_strict.py"),
     "long and large: soak, plans without memory, counts beyond 2^31": "tests/conformance/test_large.py",
     "DDP: masks bit-identical on 2 and 4 ranks; parts of a batch give the whole batch's masks": "tests/test_ranks.py",
     "FSDP2 equals DDP; checkpoints go on on another number of ranks": "tests/test_ranks_fsdp.py",
     "a rank that dies ends the job, the next start goes on": "tests/test_ranks_death.py",
+    "the same of one run under torchrun, in a line": "tests/lab/test_lost_ranks.py",
     "killed or with a full disk at any moment, a run ends bit-identical": "tests/lab/test_faults.py",
     "SIGTERM and Ctrl-C leave a checkpoint": "tests/lab/test_signals.py",
     "a checkpoint that is cut, flipped, of another run or version is refused by name": "tests/lab/test_checkpoint.py",
