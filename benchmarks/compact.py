@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 # glibc gives large buffers back to the system after each step and faults them in again; without that dense training is
@@ -110,6 +110,7 @@ def sparse_side(storage: Any, net: Net, options: argparse.Namespace, every: int)
     model, optimizer = built(net)
     distribution = {"uniform": regrow.uniform, "erk": regrow.erk}[options.distribution]
     recipe = regrow.rigl(sparsity=options.sparsity, total_steps=NEVER, every=every, distribution=distribution)
+    recipe = replace(recipe, pattern=regrow.output_blocks(options.block))
     sparsifier = regrow.attach(model, optimizer, recipe, storage=storage)
     batch = data(net, options.batch)
     run = model.eval() if options.inference else model
@@ -216,6 +217,7 @@ def main() -> None:
     parser.add_argument("--model", choices=list(NETS), default="wrn-22-2")
     parser.add_argument("--sparsity", type=float, default=0.9)
     parser.add_argument("--distribution", choices=["uniform", "erk"], default="uniform")
+    parser.add_argument("--block", type=int, default=1, help="outputs that share their inputs: 4 for 4x1 blocks")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the compact side")
     parser.add_argument("--over", choices=["float32", "bfloat16"], help="of the dense side; default: the same")

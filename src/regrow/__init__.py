@@ -9,6 +9,7 @@ from regrow.connectivity import Line, error_along_line
 from regrow.distributions import er, erk, uniform
 from regrow.flops import Flops, LayerFlops, count_flops, train_flops
 from regrow.layers import Layer, find_layers
+from regrow.patterns import Pattern, channels, output_blocks, unstructured
 from regrow.plan import Plan, plan
 from regrow.recipes import (
     from_masks,
@@ -40,12 +41,14 @@ __all__ = [
     "Layer",
     "LayerFlops",
     "Line",
+    "Pattern",
     "Plan",
     "SmallDense",
     "Snapshot",
     "Sparsifier",
     "Ticket",
     "attach",
+    "channels",
     "compact",
     "count_flops",
     "er",
@@ -61,6 +64,7 @@ __all__ = [
     "load_compact",
     "masks_from_scores",
     "obd_scores",
+    "output_blocks",
     "plan",
     "prune_by_magnitude",
     "reinitialized",
@@ -83,5 +87,6 @@ __all__ = [
     "to_dense",
     "train_flops",
     "uniform",
+    "unstructured",
     "with_densities",
 ]
