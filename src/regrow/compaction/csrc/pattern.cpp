@@ -23,6 +23,25 @@ struct Weights {
     const void* values;
     WeightKind kind;
     void* to;
+    // weights.at((i + m) * rows + r) = values[first[r] + m] for m < n: `rows` rows with equal positions, side by side
+    void interleave(size_t i, const size_t* first, int rows, size_t n) const {
+        if (!values)
+            return;
+        auto copy = [&](auto* at, const auto* from, auto convert) {
+            for (int r = 0; r < rows; r++)
+                for (size_t m = 0; m < n; m++)
+                    at[(i + m) * rows + r] = convert(from[first[r] + m]);
+        };
+        auto same = [](auto value) { return value; };
+        switch (kind) {
+            case WeightKind::Float:
+                return copy((float*)to, (const float*)values, same);
+            case WeightKind::Double:
+                return copy((double*)to, (const double*)values, same);
+            case WeightKind::BFloat16:
+                return copy((uint16_t*)to, (const float*)values, bfloat16);
+        }
+    }
     void set(size_t i, size_t k) const {
         if (!values)
             return;
@@ -40,9 +59,16 @@ struct Weights {
     }
 };
 
+// Memory is kept from call to call, as every entry is written: a vector that grows again would be zeroed again.
+template <class V>
+void room_for(V& vector, size_t count) {
+    if (vector.size() < count)
+        vector.resize(count);
+}
+
 Weights room_for_weights(Packed& p, size_t count, const void* values, WeightKind kind) {
     if (values)
-        p.weights.resize(count + 1);
+        room_for(p.weights, count + 1);
     return {values, kind, p.weights.data()};
 }
 
@@ -163,7 +189,7 @@ void pack_forward(const Pattern& p, const RingShape& ring, const TapTable& table
         }
     }
     std::partial_sum(to.begin.begin(), to.begin.end(), to.begin.begin());
-    to.offsets.resize(entries * positions + 1);
+    room_for(to.offsets, entries * positions + 1);
     const Weights weights = room_for_weights(to, entries * p.shared, values, kind);
     // line of each position inside its block
     std::vector<uint16_t> line(p.row_length() * positions);
@@ -175,15 +201,19 @@ void pack_forward(const Pattern& p, const RingShape& ring, const TapTable& table
     for (int j = 0; j < rows; j++) {
         const int o = j * p.shared;
         const uint16_t* row = p.row(o);
-        size_t k = 0;
-        for (int q = 0; q < blocks; q++)
-            for (uint32_t at = to.begin[size_t(q) * rows + j], end = to.begin[size_t(q) * rows + j + 1]; at < end;
-                 at++, k++) {
-                for (int v = 0; v < positions; v++)
-                    to.offsets[v * entries + at] = line[v * p.row_length() + row[k]];
-                for (int r = 0; r < p.shared; r++)
-                    weights.set(size_t(at) * p.shared + r, p.row_start(o + r) + k);
-            }
+        size_t first[4];
+        for (int r = 0; r < p.shared; r++)
+            first[r] = p.row_start(o + r);
+        for (int q = 0; q < blocks; q++) {
+            const uint32_t at = to.begin[size_t(q) * rows + j], n = to.begin[size_t(q) * rows + j + 1] - at;
+            for (int v = 0; v < positions; v++)
+                for (uint32_t m = 0; m < n; m++)
+                    to.offsets[v * entries + at + m] = line[v * p.row_length() + row[m]];
+            weights.interleave(at, first, p.shared, n);
+            row += n;
+            for (int r = 0; r < p.shared; r++)
+                first[r] += n;
+        }
     }
     const size_t channel_bytes = ring.channel_bytes();
     to.segments = {to.begin.data(),
@@ -214,19 +244,19 @@ void unpack_gradient(const Pattern& p, const Segments& s, const void* const* sum
                      void* to) {
     auto move = [&](auto* out, auto type) {
         using S = decltype(type);
-        for (int j = 0; j < s.rows; j++) {
-            size_t k = 0;
-            for (int q = 0; q < s.blocks; q++)
-                for (uint32_t at = s.begin[size_t(q) * s.block_stride + size_t(j) * s.row_stride],
-                              end = s.begin[size_t(q) * s.block_stride + size_t(j) * s.row_stride + 1];
-                     at < end; at++, k++)
-                    for (int r = 0; r < s.shared; r++) {
+        for (int j = 0; j < s.rows; j++)
+            for (int r = 0; r < s.shared; r++) {
+                S* row = out + p.row_start(j * s.shared + r);
+                for (int q = 0; q < s.blocks; q++) {
+                    const uint32_t* begin = s.begin + size_t(q) * s.block_stride + size_t(j) * s.row_stride;
+                    for (size_t at = begin[0]; at < begin[1]; at++, row++) {
                         S sum = 0;
                         for (int t = 0; t < threads; t++)
-                            sum += ((const S*)sums[t])[size_t(at) * s.shared + r];
-                        out[p.row_start(j * s.shared + r) + k] = sum;
+                            sum += ((const S*)sums[t])[at * s.shared + r];
+                        *row = sum;
                     }
-        }
+                }
+            }
     };
     if (is_double)
         move((double*)to, double());
@@ -256,7 +286,7 @@ void pack_transposed(const Pattern& p, const RingShape& ring, const TapTable& ta
     };
     visit([&](int, uint16_t, size_t at, size_t) { tally[at]++; });
     std::partial_sum(tally, tally + per_class * classes, tally);
-    to.offsets.resize(count * table.positions + 1);
+    room_for(to.offsets, count * table.positions + 1);
     const Weights weights = room_for_weights(to, count * shared, values, kind);
     visit([&](int o, uint16_t position, size_t at, size_t k) {
         const uint32_t entry = to.begin[at + 1]++;
