@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,9 +19,7 @@ from regrow_lab.evaluation import batch_size_for, evaluate, loss_of
 from regrow_lab.machine import describe, peak_memory
 from regrow_lab.models import find_model
 from regrow_lab.origin import grasp_batches, mask_step
-
-if TYPE_CHECKING:
-    from regrow_lab.training import Training
+from regrow_lab.training import Training
 
 LINE_BATCHES = 10
 """Training batches from which batch norm's statistics are taken anew on the line."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from regrow_lab import checkpoint, ranks, sealed, store
 from regrow_lab.config import RunConfig, check_seconds
+from regrow_lab.ending import result_of
 from regrow_lab.machine import device_named
 from regrow_lab.origin import Origin
 from regrow_lab.training import Row, Training
@@ -109,7 +110,7 @@ def train(
             store.append_line(metrics, row)
             report(row | {"samples_per_second": training.samples_per_second})
         ranks.check_masks(training.weights()["masks"])
-        result = training.result()
+        result = result_of(training)
         if keep_weights:
             sealed.save(folder / "weights.pt", sealed.WEIGHTS, training.weights())
         store.write_json(folder / "result.json", result)

@@ -16,7 +16,6 @@ from regrow_lab import ranks
 from regrow_lab.config import RunConfig
 from regrow_lab.data import load_data
 from regrow_lab.data.batches import Part
-from regrow_lab.ending import result_of
 from regrow_lab.evaluation import Measured, batch_size_for, evaluate, loss_of
 from regrow_lab.learning_rate import learning_rate
 from regrow_lab.methods import algorithm_of, net_of
@@ -179,10 +178,6 @@ class Training:
         """Loss and accuracy of the net as it is now; None if an output is not finite."""
         numbers = self.data.example.numel() * (self.data.num_classes if self.data.is_text else 1)
         return evaluate(self.model, part, batch_size_for(numbers), self.precision())
-
-    def result(self) -> dict[str, Any]:
-        """The content of result.json; the test data are looked at here alone."""
-        return result_of(self)
 
     def weights(self) -> dict[str, Any]:
         """The final net: its state and its masks."""

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 import regrow
 from regrow_lab import store
 from regrow_lab.config import RunConfig, imp_sparsity
+from regrow_lab.ending import result_of
 from regrow_lab.launch import Local
 from regrow_lab.order import order_of
 from regrow_lab.origin import Origin
@@ -81,7 +82,7 @@ def test_a_rewound_round_is_the_dense_run_until_the_rewind_step(tmp_path: Path) 
     late.run_epoch(lambda: None)
     assert late.sparsifier is not None
     assert late.sparsity == pytest.approx(0.2, abs=1e-4)
-    assert late.result()["train_ratio"] == pytest.approx(1 + 0.5 + 0.5 * 0.8, abs=1e-3)
+    assert result_of(late)["train_ratio"] == pytest.approx(1 + 0.5 + 0.5 * 0.8, abs=1e-3)
 
 
 def test_the_other_starts_of_imp(tmp_path: Path) -> None:
@@ -135,7 +136,7 @@ def test_grasp_keeps_the_largest_scores_and_counts_their_passes() -> None:
     assert all(torch.equal(run.sparsifier.masks[name], mask) for name, mask in expected.items())
     while not run.done:
         run.run_epoch(lambda: None)
-    assert run.result()["train_ratio"] == pytest.approx(0.1 + 3 * 2 / STEPS, abs=1e-3)
+    assert result_of(run)["train_ratio"] == pytest.approx(0.1 + 3 * 2 / STEPS, abs=1e-3)
 
 
 def test_the_order_of_the_data_parts_at_the_rewind_step() -> None:
@@ -228,7 +229,7 @@ def test_wall_times_are_of_the_net_as_it_is(method: str) -> None:
     )  # fmt: skip
     run = Training(config, CPU)
     run.run_epoch(lambda: None)
-    result = run.result()
+    result = result_of(run)
     wall = result["wall"]
     assert wall["train_ratio"] > 0
     assert wall["test_ratio"] > 0
@@ -246,7 +247,7 @@ def test_a_multiple_that_is_not_whole_is_rounded_to_epochs_and_counted_so() -> N
     config = RunConfig(method="static", sparsity=0.9, epochs=2, multiplier=1.7)
     run = Training(config, CPU)
     assert (run.epochs, run.total_steps) == (3, 3 * STEPS // 2)
-    assert run.result()["train_ratio"] == pytest.approx(0.1 * 3 / 2, rel=1e-3)
+    assert result_of(run)["train_ratio"] == pytest.approx(0.1 * 3 / 2, rel=1e-3)
     whole = RunConfig(method="static", sparsity=0.9, multiplier=2.0)
     assert whole == RunConfig(method="static", sparsity=0.9, multiplier=2)
     assert whole.run_id == RunConfig(method="static", sparsity=0.9, multiplier=2).run_id
