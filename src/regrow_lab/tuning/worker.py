@@ -135,7 +135,7 @@ class Worker:
                 if queue.is_done(problem, trials, options.trials):
                     self._train_again_what_is_gone(trials)
                     return
-                if len(queue.living(trials)) >= options.trials:
+                if len(queue.living(problem, trials)) >= options.trials:
                     if self.stopping():
                         raise store.StoppedError
                     time.sleep(WAIT_SECONDS)
@@ -182,20 +182,21 @@ class Worker:
         problem, options = self.problem, self.options
         trial.set_user_attr(WORKER, f"{os.getpid()} on {socket.gethostname()}")
         trials = trial.study.get_trials(deepcopy=False)
-        place = queue.place_of(trial.number, trials)
+        place = queue.place_of(problem, trial.number, trials)
         if queue.is_surplus(problem, trial.number, place, trials, options.trials):
             return None, TrialState.FAIL
         trial.set_user_attr(queue.PLACE, place)
         # The randomness of each place is its own: a search that goes on suggests what an undisturbed one would have.
         trial.study.sampler = optuna.samplers.TPESampler(seed=options.seed * 100_003 + place, constant_liar=True)
         point = problem.suggest(trial)
+        prune = options.prune and problem.may_be_pruned(point)
         runs = problem.runs(point)
         trial.set_user_attr("runs", [run.run_id for run in runs])
         scores: list[float] = []
         for number, run in enumerate(runs):
             scores.append(self._score(run))
             trial.report(statistics.fmean(scores), number)
-            if options.prune and number + 1 < len(runs) and trial.should_prune():
+            if prune and number + 1 < len(runs) and trial.should_prune():
                 seeds = f"{number + 1} seed{'s' if number else ''}"
                 self._say(place, point, f"given up after {seeds} at {statistics.fmean(scores):.2f} %")
                 return None, TrialState.PRUNED
@@ -230,7 +231,7 @@ class Worker:
         if self.options.url is not None:
             return
         for trial in trials:
-            if trial.state in queue.FINISHED:
+            if queue.is_finished(self.problem, trial):
                 for run in self.problem.runs(queue.point_of(trial))[: len(trial.intermediate_values)]:
                     if not store.is_finished(store.run_folder(self.options.directory, run)):
                         self.say(f"{run.run_id} is in the folder no more: it is trained again")
