@@ -21,7 +21,7 @@ from regrow_lab.tuning.worker import Worker
 TRIALS = 5
 PROBLEM = Problem(name="erk-s0.9", base=RunConfig(method="rigl", sparsity=0.9, validation=130), seeds=2)
 Event = Callable[[str], None]
-"""Called before every written line ("line") and every training ("run")."""
+"""Called before every written line ("line"), every lock of a trial ("lock") and every training ("run")."""
 
 
 class Killed(BaseException):
@@ -69,19 +69,23 @@ class Machine:
     def go(self, event: Event = lambda kind: None) -> None:
         """Give the command."""
         self.event, self.opened = event, []
-        append = JournalFile.append_logs
+        append, lock = JournalFile.append_logs, Journal.record_heartbeat
 
         def append_logs(file: JournalFile, logs: Sequence[dict[str, Any]]) -> None:
             event("line")
             append(file, logs)
+
+        def record_heartbeat(journal: Journal, trial: int) -> None:
+            event("lock")
+            lock(journal, trial)
 
         store.open_study(self.options.directory, "tune-digits", 2)
         options = dataclasses.replace(self.options, study=errors.settings(self.options.directory))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("regrow_lab.train.train", self.train)
             patch.setattr(worker, "open_storage", self.open)
-            patch.setattr(worker, "START_SECONDS", -1)
             patch.setattr(JournalFile, "append_logs", append_logs)
+            patch.setattr(Journal, "record_heartbeat", record_heartbeat)
             try:
                 begin(options, [self.problem])
                 Worker(options, self.problem, lambda line: None, lambda: False).run_with_patience()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from machines import PROBLEM, TRIALS, Machine
+from machines import PROBLEM, TRIALS, Killed, Machine
 from optuna.trial import TrialState
 from searches import points, wait_until
 
@@ -53,6 +53,25 @@ def test_no_death_at_any_moment_changes_what_is_tried(
     assert {trial.state for trial in tried} <= {TrialState.COMPLETE, TrialState.FAIL}
     assert machine.trained == undisturbed.trained, "no run is trained twice, and none is missing"
     assert not list(machine.journal.parent.glob("*.lock"))
+
+
+def test_a_death_before_the_first_sign_of_life_is_seen_at_once(undisturbed: Machine, tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    for _ in range(TRIALS - 1):
+        met: list[str] = []
+
+        def die_before_the_second_lock(kind: str, met: list[str] = met) -> None:
+            met.append(kind)
+            if met.count("lock") >= 2:
+                raise Killed
+
+        with pytest.raises(Killed):
+            machine.go(die_before_the_second_lock)
+        assert machine.trials()[-1].state == TrialState.RUNNING
+        assert not machine.trials()[-1].user_attrs
+    machine.go()
+    assert points(machine.trials()) == points(undisturbed.trials())
+    assert machine.trained == undisturbed.trained
 
 
 @settings(max_examples=10, deadline=None)

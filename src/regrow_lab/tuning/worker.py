@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime, timedelta
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -26,7 +26,7 @@ from regrow_lab import store
 from regrow_lab.config import RunConfig
 from regrow_lab.tuning import queue
 from regrow_lab.tuning.errors import SearchError, database_error, in_a_line
-from regrow_lab.tuning.journal import WORKER, Journal
+from regrow_lab.tuning.journal import Journal
 from regrow_lab.tuning.problem import Point, Problem, in_words
 from regrow_lab.tuning.search import Search, check_unchanged, deleted
 from regrow_lab.tuning.storage import UnreachableError, open_storage, quiet
@@ -34,7 +34,9 @@ from regrow_lab.tuning.storage import UnreachableError, open_storage, quiet
 WAIT_SECONDS = 0.5
 """Time before another look at a run of another process, or at the trials of others."""
 START_SECONDS = 60
-"""Time that a worker has between the beginning of a trial and its first sign of life."""
+"""Time that a worker has between the beginning of a trial in a database and its first sign of life."""
+WORKER = "worker"
+"""Attribute of a trial: who works on it. It is there once the trial has a sign of life."""
 PATIENCE_SECONDS = 20
 """How long a database may be away."""
 PRUNED_SHARE = 25.0
@@ -149,7 +151,8 @@ class Worker:
         stale = set(study._storage._get_stale_trial_ids(study._study_id))
         long_ago = datetime.now() - timedelta(seconds=START_SECONDS)
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if trial._trial_id in stale or (WORKER not in trial.user_attrs and trial.datetime_start < long_ago):
+            unsigned = WORKER not in trial.user_attrs and trial.datetime_start < long_ago
+            if trial._trial_id in stale or (unsigned and not isinstance(study._storage, Journal)):
                 self._give_up(study, trial._trial_id)
 
     def _give_up(self, study: Any, trial_id: int) -> None:
@@ -161,11 +164,13 @@ class Worker:
 
     def _take(self, study: Any) -> None:
         """One trial, the next in the queue or a new one. Whatever breaks it off, it is given up and its point owed."""
-        with quiet():
+        storage = study._storage
+        with quiet(), storage.beginning() if isinstance(storage, Journal) else nullcontext():
             trial = study.ask()
-        self.in_hand = trial._trial_id
+            self.in_hand = trial._trial_id
+            storage.record_heartbeat(trial._trial_id)
         try:
-            with _held(study._storage, trial._trial_id, self.options.heartbeat_seconds):
+            with _held(storage, trial._trial_id, self.options.heartbeat_seconds):
                 value, state = self._try(trial)
                 study.tell(trial, value, state, skip_if_finished=True)
         except UpdateFinishedTrialError:
@@ -174,7 +179,7 @@ class Worker:
             with suppress(Exception):
                 self._give_up(study, trial._trial_id)
             raise
-        _release(study._storage, trial._trial_id)
+        _release(storage, trial._trial_id)
         self.in_hand = None
 
     def _try(self, trial: Any) -> tuple[float | None, TrialState]:
@@ -246,7 +251,7 @@ class Worker:
 
 @contextmanager
 def _held(storage: BaseHeartbeat, trial_id: int, seconds: float) -> Iterator[None]:
-    """Give signs of life for a trial; one that cannot be given is left out."""
+    """Give more signs of life for a trial; one that cannot be given is left out."""
     over = threading.Event()
 
     def beat() -> None:
@@ -254,7 +259,6 @@ def _held(storage: BaseHeartbeat, trial_id: int, seconds: float) -> Iterator[Non
             with suppress(Exception):
                 storage.record_heartbeat(trial_id)
 
-    storage.record_heartbeat(trial_id)
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:
