@@ -39,6 +39,8 @@ WORKER = "worker"
 """Attribute of a trial: who works on it. It is there once the trial has a sign of life."""
 PATIENCE_SECONDS = 20
 """How long a database may be away."""
+SEEDS = 2**32
+"""How many seeds a sampler can have."""
 PRUNED_SHARE = 25.0
 """Percent of the trials, the worst ones after as many seeds, that are given up where pruning is on."""
 PRUNING_BEGINS = 5
@@ -192,7 +194,8 @@ class Worker:
             return None, TrialState.FAIL
         trial.set_user_attr(queue.PLACE, place)
         # The randomness of each place is its own: a search that goes on suggests what an undisturbed one would have.
-        trial.study.sampler = optuna.samplers.TPESampler(seed=options.seed * 100_003 + place, constant_liar=True)
+        seed = (options.seed * 100_003 + place) % SEEDS
+        trial.study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
         point = problem.suggest(trial)
         prune = options.prune and problem.may_be_pruned(point)
         runs = problem.runs(point)
