@@ -1,15 +1,19 @@
 """One run on two processes: the masks of one process, and its accuracy up to the order of summation."""
 
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
+from searches import wait_until
 
 from regrow_lab import sealed, store
 from regrow_lab.config import RunConfig
-from regrow_lab.launch import Torchrun
+from regrow_lab.launch import Torchrun, torchrun
 from regrow_lab.progress import PlainProgress
 from regrow_lab.train import train
 
@@ -81,13 +85,89 @@ def test_a_run_on_two_processes_goes_on_from_its_checkpoint(tmp_path: Path) -> N
     counted = iter(range(10_000))
     with pytest.raises(store.StoppedError):
         train(RUN, tmp_path / "two", stopping=lambda: next(counted) == 50)
-    command = Torchrun(processes=2).command(RUN, tmp_path / "two")
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(sys.prefix))
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert Torchrun(processes=2).launch([RUN], tmp_path / "two", PlainProgress.__new__(Quiet)).finished == 1
     rows = store.read_run(store.run_folder(tmp_path / "two", RUN)).metrics
     assert [row["epoch"] for row in rows] == list(range(1, 9))
     for name, mask in weights(tmp_path / "one")["masks"].items():
         assert torch.equal(mask, weights(tmp_path / "two")["masks"][name])
+
+
+LONG = RunConfig(method="rigl", sparsity=0.9, epochs=2_000, every=5)
+"""A run that is stopped before its end."""
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A command that trains LONG with torchrun, a few epochs on."""
+    script = f"""
+from pathlib import Path
+from rich.console import Console
+from regrow_lab.config import RunConfig
+from regrow_lab.launch import Torchrun
+from regrow_lab.progress import PlainProgress
+from regrow_lab.signals import terminating
+with terminating():
+    Torchrun().launch([RunConfig(**{LONG.to_dict()!r})], Path({str(tmp_path)!r}), PlainProgress(Console()))
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) as process:
+        wait_until(lambda: processes_of(tmp_path) and len(epochs(tmp_path)) > 2)
+        yield process
+        process.kill()
+        process.communicate()
+
+
+def epochs(directory: Path) -> list[str]:
+    path = store.run_folder(directory, LONG) / "metrics.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def processes_of(directory: Path) -> str:
+    """Those that train in this folder, and the one that sees to them."""
+    return subprocess.run(["pgrep", "-f", f"out {directory} "], capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_command_that_ends_takes_its_processes_along_and_they_leave_a_checkpoint(
+    number: signal.Signals, command: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    assert len(processes_of(tmp_path).split()) == 3
+    command.send_signal(number)
+    command.wait(60)
+    if number == signal.SIGKILL:
+        wait_until(lambda: not processes_of(tmp_path))
+    assert not processes_of(tmp_path)
+    assert (store.run_folder(tmp_path, LONG) / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "as-it-starts"])
+def test_a_run_that_another_process_takes_is_waited_for(
+    before: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    folder = store.run_folder(tmp_path, RUN)
+    another = ExitStack()
+    starts: list[Path] = []
+
+    def is_refused(_: Sequence[str], log: Path) -> int:
+        starts.append(log)
+        another.enter_context(store.claim(folder))
+        return 1
+
+    class Progress(Quiet):
+        def note(self, line: str) -> None:
+            said.append(line)
+            if "waiting for it" in line:
+                store.write_json(folder / "result.json", {"status": "diverged", "diverged_at": 1})
+                another.close()
+
+    monkeypatch.setattr(torchrun, "_run", is_refused)
+    if before:
+        another.enter_context(store.claim(folder))
+    outcome = Torchrun().launch([RUN], tmp_path, Progress.__new__(Progress))
+    assert (outcome.finished, outcome.failed) == (1, {})
+    assert len(starts) == (0 if before else 1)
+    assert "is under way in process" in said[0]
+    assert len(said) == 2, "nobody died"
 
 
 def test_what_cannot_be_is_refused() -> None:

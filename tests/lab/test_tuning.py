@@ -119,6 +119,12 @@ def test_hopeless_trials_are_given_up_where_it_is_asked_for(tmp_path: Path) -> N
     assert sum("given up after 1 seed at" in line for line in said) == states.count(TrialState.PRUNED)
 
 
+@pytest.mark.parametrize("seed", [42_950, 2**63])
+def test_any_seed_does(seed: int, tmp_path: Path) -> None:
+    search(Search(name="s", directory=tmp_path, trials=2, seed=seed), [SHORT], 1, print)
+    assert len(store.read_runs(tmp_path)) == 4
+
+
 def test_a_search_with_other_settings_is_refused(tmp_path: Path) -> None:
     options = Search(name="s", directory=tmp_path, trials=1)
     begin(options, [SHORT])
@@ -178,6 +184,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     ("arguments", "message"),
     [
         ("digits --trials 0", "trials must be 1 or more, given 0"),
+        ("digits --seed -1", "seed must be 0 or more, given -1"),
         ("digits --seeds 0", "a trial needs 1 seed or more, given 0"),
         ("mnist", "the small scale is for digits"),
         ("digits --distributions best", "unknown distribution 'best': choose one of uniform, erk"),
@@ -185,6 +192,12 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         ("digits --storage sqlite:///x.db", "given sqlite:///x.db; without --storage a journal on the disk is used"),
         ("digits --storage nonsense", "a database is given as postgresql://USER:PASSWORD@HOST:PORT/NAME"),
         ("digits --storage postgresql://u:secret@127.0.0.1:abc/x", "a database is given as postgresql://USER"),
+        ("digits --storage postgresql://u:se@secret@127.0.0.1:1/x", "with %40 for an @ in the password"),
+        ("digits --storage sqlite:///x.db?password=secret", "given sqlite:///x.db; without"),
+        ("digits --storage postgresql://u@127.0.0.1:1/x?password=secret", "u@127.0.0.1:1/x cannot be used"),
+        ("digits --storage postgresql://u@127.0.0.1:1/x?password=secret&password=secret", "cannot be used"),
+        ("digits --storage postgresql://u@127.0.0.1:1/x?pasword=secret", "cannot be used"),
+        ("digits --storage postgresql:///x?host=127.0.0.1&port=1&password=secret", "cannot be used"),
         ("figure3 --trials 3", "figure3 is a grid of 16 points, each a trial: leave out --trials"),
         ("digits --storage postgresql://me:secret@127.0.0.1:1/x", "me:***@127.0.0.1:1/x cannot be used"),
     ],

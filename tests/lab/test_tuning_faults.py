@@ -6,107 +6,21 @@ import os
 import resource
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import optuna
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from machines import PROBLEM, TRIALS, Killed, Machine
 from optuna.trial import TrialState
-from searches import points, trials_of, wait_until
+from searches import points, wait_until
 
 from regrow_lab import store
 from regrow_lab.cli import main
-from regrow_lab.config import RunConfig
-from regrow_lab.tuning import errors, worker
 from regrow_lab.tuning.errors import SearchError, in_a_line
-from regrow_lab.tuning.journal import Journal, JournalFile
-from regrow_lab.tuning.problem import Problem
-from regrow_lab.tuning.search import Search, begin
-from regrow_lab.tuning.worker import Worker
 
-TRIALS = 5
-PROBLEM = Problem(name="erk-s0.9", base=RunConfig(method="rigl", sparsity=0.9, validation=130), seeds=2)
 GRID = dataclasses.replace(PROBLEM, grid=tuple((0.1, alpha, 100.0) for alpha in (0.1, 0.2, 0.3, 0.4, 0.5)))
-Event = Callable[[str], None]
-"""Called before every written line ("line") and every training ("run")."""
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL."""
-
-
-class Killer:
-    """Kills the process before its n-th event, from 0; if that is a written line, half of it may be there."""
-
-    def __init__(self, moment: int) -> None:
-        self.left = moment
-
-    def __call__(self, kind: str) -> None:
-        self.left -= 1
-        if self.left < 0:  # the dead write no more
-            raise Killed
-
-
-class Machine:
-    """Workers in this process, whose runs take no time, and to which something may happen at any moment."""
-
-    def __init__(self, directory: Path, problem: Problem = PROBLEM) -> None:
-        self.problem = problem
-        self.options = Search(name="s", directory=directory, trials=TRIALS)
-        self.journal = directory / "tune" / "journal.log"
-        self.trained: list[str] = []
-
-    def train(self, run: RunConfig, directory: Path, **_: Any) -> dict[str, Any]:
-        folder = store.run_folder(directory, run)
-        if not store.is_finished(folder):
-            self.event("run")
-            folder.mkdir(parents=True, exist_ok=True)
-            score = 100 - 50 * abs(run.drop_fraction - 0.2) - run.every / 100 - run.seed
-            store.write_json(folder / "result.json", {"validation_accuracy": score})
-            self.trained.append(run.run_id)
-        return store.read_json(folder / "result.json")
-
-    def open(self, *_: object) -> Journal:
-        self.opened.append(Journal(self.options.directory / "tune", 60))
-        return self.opened[-1]
-
-    def go(self, event: Event = lambda kind: None) -> None:
-        """Give the command."""
-        self.event, self.opened = event, []
-        append = JournalFile.append_logs
-
-        def append_logs(file: JournalFile, logs: Sequence[dict[str, Any]]) -> None:
-            event("line")
-            append(file, logs)
-
-        store.open_study(self.options.directory, "tune-digits", 2)
-        options = dataclasses.replace(self.options, study=errors.settings(self.options.directory))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("regrow_lab.train.train", self.train)
-            patch.setattr(worker, "open_storage", self.open)
-            patch.setattr(worker, "START_SECONDS", -1)
-            patch.setattr(JournalFile, "append_logs", append_logs)
-            try:
-                begin(options, [self.problem])
-                Worker(options, self.problem, lambda line: None, lambda: False).run_with_patience()
-            finally:
-                for journal in self.opened:
-                    for lock in journal.held.values():
-                        lock.close()
-
-    def is_killed(self, moment: int, torn: bool) -> None:
-        """Give the command, which is killed; half a line is left behind if it is `torn`."""
-        with contextlib.suppress(Killed):
-            self.go(Killer(moment))
-        if torn and self.journal.exists():
-            with self.journal.open("a") as file:
-                file.write('{"op_code": 4, "wor')
-
-    def trials(self) -> list[optuna.trial.FrozenTrial]:
-        return trials_of(self.options, self.problem)
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +53,25 @@ def test_no_death_at_any_moment_changes_what_is_tried(
     assert {trial.state for trial in tried} <= {TrialState.COMPLETE, TrialState.FAIL}
     assert machine.trained == undisturbed.trained, "no run is trained twice, and none is missing"
     assert not list(machine.journal.parent.glob("*.lock"))
+
+
+def test_a_death_before_the_first_sign_of_life_is_seen_at_once(undisturbed: Machine, tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    for _ in range(TRIALS - 1):
+        met: list[str] = []
+
+        def die_before_the_second_lock(kind: str, met: list[str] = met) -> None:
+            met.append(kind)
+            if met.count("lock") >= 2:
+                raise Killed
+
+        with pytest.raises(Killed):
+            machine.go(die_before_the_second_lock)
+        assert machine.trials()[-1].state == TrialState.RUNNING
+        assert not machine.trials()[-1].user_attrs
+    machine.go()
+    assert points(machine.trials()) == points(undisturbed.trials())
+    assert machine.trained == undisturbed.trained
 
 
 @settings(max_examples=10, deadline=None)

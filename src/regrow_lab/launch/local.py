@@ -22,15 +22,13 @@ from typing import Any
 
 from regrow_lab import store
 from regrow_lab.config import RunConfig
-from regrow_lab.launch.outcome import TRIES, Outcome, WorkerError, unfinished
+from regrow_lab.launch.outcome import CLAIMED_SECONDS, TRIES, Outcome, WorkerError, unfinished
 from regrow_lab.progress import Progress
 
 MESSAGE_SECONDS = 0.25
 """Time between two messages of a worker about the run it has in hand."""
 STOPPED = 143
 """Exit code of a worker that was told to end, as a shell gives it after SIGTERM."""
-CLAIMED_SECONDS = 0.5
-"""Time that a worker waits after it met a run of another process."""
 
 
 def default_workers() -> int:

@@ -13,6 +13,8 @@ from regrow_lab.progress import Progress
 
 TRIES = 3
 """How often a run is started whose process dies."""
+CLAIMED_SECONDS = 0.5
+"""Time to wait after a run of another process was met."""
 
 
 class WorkerError(Exception):

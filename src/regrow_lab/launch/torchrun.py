@@ -5,14 +5,19 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+import time
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from regrow_lab import store
 from regrow_lab.config import RunConfig
-from regrow_lab.launch.outcome import TRIES, Outcome, unfinished
+from regrow_lab.launch.outcome import CLAIMED_SECONDS, TRIES, Outcome, unfinished
 from regrow_lab.progress import Progress
+
+STOP_SECONDS = 90
+"""Time that torchrun has to end; it gives its processes 30 s to write their checkpoints, then kills them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,45 +46,58 @@ class Torchrun:
     def launch(self, runs: Sequence[RunConfig], directory: Path, progress: Progress) -> Outcome:
         """See Launcher. A run whose processes die is started again from its checkpoint, three times in all.
 
-        A run that cannot be trained, such as one of an unknown model, is not started.
+        Runs that another process has in hand are waited for, and taken over should that process die. A run that cannot
+        be trained, such as one of an unknown model, is not started.
         """
         self.check()
-        pending = unfinished(runs, directory)
+        pending = deque(unfinished(runs, directory))
         outcome = Outcome(before=len(runs) - len(pending))
+        deaths: Counter[str] = Counter()
+        waited_for: set[str] = set()
         progress.begin(total=len(runs), finished=outcome.before)
         try:
-            for run in pending:
-                self._train(run, directory, progress, outcome)
+            while pending:
+                run = pending.popleft()
+                claimed = _claimed(run, directory)
+                if claimed is not None:
+                    pending.append(run)
+                    if run.run_id not in waited_for:
+                        waited_for.add(run.run_id)
+                        progress.note(f"{claimed}: waiting for it")
+                    time.sleep(CLAIMED_SECONDS)
+                elif not self._train(run, directory, progress, outcome, deaths):
+                    pending.appendleft(run)
         finally:
             progress.end()
         return outcome
 
-    def _train(self, run: RunConfig, directory: Path, progress: Progress, outcome: Outcome) -> None:
+    def _train(
+        self, run: RunConfig, directory: Path, progress: Progress, outcome: Outcome, deaths: Counter[str]
+    ) -> bool:
+        """Start the processes of a run once; whether that is the last of it, finished or failed."""
         wrong = _wrong_with(run)
         if wrong is not None:
-            outcome.failed[run.run_id] = wrong
-            progress.note(f"{run.run_id} failed: {wrong}")
-            return
+            return _fail(run, wrong, progress, outcome)
         folder = store.run_folder(directory, run)
         folder.mkdir(parents=True, exist_ok=True)
-        for attempt in range(1, TRIES + 1):
-            log = folder / "torchrun.log"
-            with log.open("a") as file:
-                code = subprocess.run(self.command(run, directory), stdout=file, stderr=subprocess.STDOUT).returncode
-            if store.is_finished(folder):
-                result = store.read_json(folder / "result.json")
-                outcome.count(run, result)
-                progress.run(None, run, result)
-                return
-            if attempt < TRIES:
-                progress.note(
-                    f"{run.run_id}: its processes ended (exit code {code}, see {log}); they are started again"
-                )
-        outcome.failed[run.run_id] = f"its processes ended {TRIES} times (exit code {code}, see {log})"
-        progress.note(f"{run.run_id} failed: {outcome.failed[run.run_id]}")
+        log = folder / "torchrun.log"
+        code = 0 if store.is_finished(folder) else _run(self.command(run, directory), log)
+        if store.is_finished(folder):
+            result = store.read_json(folder / "result.json")
+            outcome.count(run, result)
+            progress.run(None, run, result)
+            return True
+        if _claimed(run, directory) is not None:  # another was faster: nobody died
+            return False
+        deaths[run.run_id] += 1
+        if deaths[run.run_id] == TRIES:
+            why = f"its processes ended {TRIES} times (exit code {code}, see {log})"
+            return _fail(run, why, progress, outcome)
+        progress.note(f"{run.run_id}: its processes ended (exit code {code}, see {log}); they are started again")
+        return False
 
     def command(self, run: RunConfig, directory: Path) -> list[str]:
-        """What is started for a run."""
+        """What is started for a run; it ends with whoever holds its standard input."""
         fields = [
             (field.name.replace("_", "-"), getattr(run, field.name))
             for field in dataclasses.fields(run)
@@ -88,10 +106,51 @@ class Torchrun:
         words = [
             word for name, value in fields for word in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
         ]
-        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.processes}"]
+        start = [sys.executable, "-m", "regrow_lab.launch.agent", "--standalone", f"--nproc-per-node={self.processes}"]
         options = ["--out", str(directory), "--device", self.device]
         options += ["--checkpoint-seconds", str(self.checkpoint_seconds)]
         return [*start, "-m", "regrow_lab", "train", *words, *options]
+
+
+def _run(command: Sequence[str], log: Path) -> int:
+    """The exit code of torchrun. Where this is interrupted, its processes write their checkpoints and end."""
+    with log.open("a") as file:
+        # In a session of its own, so that Ctrl-C asks the processes to stop once, not twice, which would be at once.
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    assert process.stdin is not None
+    try:
+        return process.wait()
+    finally:
+        process.stdin.close()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _claimed(run: RunConfig, directory: Path) -> str | None:
+    """Who has the run in hand, or one that it starts from; None where nobody has."""
+    each: RunConfig | None = run
+    while each is not None:
+        for home in (directory, directory / "again"):
+            folder = store.run_folder(home, each)
+            if folder.exists() and not store.is_finished(folder):
+                try:
+                    with store.claim(folder):
+                        pass
+                except store.ClaimedError as claimed:
+                    return str(claimed)
+        each = each.prerequisite
+    return None
+
+
+def _fail(run: RunConfig, why: str, progress: Progress, outcome: Outcome) -> bool:
+    outcome.failed[run.run_id] = why
+    progress.note(f"{run.run_id} failed: {why}")
+    return True
 
 
 def _wrong_with(run: RunConfig) -> str | None:

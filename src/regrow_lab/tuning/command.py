@@ -66,6 +66,8 @@ def _told(options: Tune, wanted: Sequence[Problem]) -> Search:
     for name, value in (("trials", trials), ("heartbeat", options.heartbeat_seconds)):
         if value < 1:
             raise ValueError(f"{name} must be 1 or more, given {value}")
+    if options.seed < 0:
+        raise ValueError(f"seed must be 0 or more, given {options.seed}")
     out = options.out or Path("runs") / (options.name if grid else f"tune-{options.name}")
     return Search(
         name=options.study_name or out.name,

@@ -19,9 +19,6 @@ from optuna.trial import FrozenTrial, TrialState
 from regrow_lab import store
 from regrow_lab.tuning.errors import SearchError
 
-WORKER = "worker"
-"""Attribute of a trial: who works on it. It is there once the trial is held."""
-
 
 class JournalFile(BaseJournalBackend):
     """Lines of JSON. What stands behind the last newline was being written when its writer died, and does not count.
@@ -124,6 +121,9 @@ def _end_of_lines(file: IO[Any]) -> int:
 class Journal(JournalStorage, BaseHeartbeat):
     """A journal on the disk. A worker locks the trial that it works on; if it dies, the kernel frees the lock.
 
+    It begins the trial and locks it inside `beginning`, so that outside of it every trial under way is locked, or its
+    worker is dead.
+
     Raises SearchError if the file is damaged.
     """
 
@@ -144,6 +144,13 @@ class Journal(JournalStorage, BaseHeartbeat):
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError("a journal is opened by each process for itself")
 
+    @contextmanager
+    def beginning(self) -> Iterator[None]:
+        """Held by one worker at a time, and freed if it dies."""
+        with (self.folder / "beginning").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
     def record_heartbeat(self, trial_id: int) -> None:
         """Hold the lock of this trial, and of no other."""
         if trial_id not in self.held:
@@ -161,8 +168,9 @@ class Journal(JournalStorage, BaseHeartbeat):
             self.held.pop(trial_id).close()
 
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
-        running = self.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,))
-        return [trial._trial_id for trial in running if WORKER in trial.user_attrs and self._is_free(trial)]
+        with self.beginning():
+            running = self.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,))
+        return [trial._trial_id for trial in running if self._is_free(trial)]
 
     def _is_free(self, trial: FrozenTrial) -> bool:
         if trial._trial_id in self.held:

@@ -43,6 +43,10 @@ class Problem:
             return [{"point": number} for number in range(len(self.grid))]
         return [dict(REFERENCE)]
 
+    def may_be_pruned(self, point: Point) -> bool:
+        """Whether a trial may be given up before its last seed: all but the reference, which the others are held to."""
+        return bool(self.grid) or point != REFERENCE
+
     def suggest(self, trial: Trial) -> Point:
         """The point of a trial."""
         if self.grid:

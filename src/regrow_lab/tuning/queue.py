@@ -10,16 +10,21 @@ from optuna.trial import FrozenTrial, TrialState
 
 from regrow_lab.tuning.problem import Problem
 
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 PLACE = "place"
 """Attribute of a trial: the how-manieth of the search it is, from 0. One that takes over has the dead one's."""
 FIXED = "fixed_params"
 """Where Optuna keeps the point of a trial that was queued."""
 
 
-def living(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+def is_finished(problem: Problem, trial: FrozenTrial) -> bool:
+    """Whether a trial needs no more: all its seeds are trained, or it was pruned and may be."""
+    pruned = trial.state == TrialState.PRUNED
+    return trial.state == TrialState.COMPLETE or (pruned and problem.may_be_pruned(point_of(trial)))
+
+
+def living(problem: Problem, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Those that are finished, under way or queued; the others were given up by a worker that died or was stopped."""
-    return [trial for trial in trials if trial.state != TrialState.FAIL]
+    return [trial for trial in trials if not trial.state.is_finished() or is_finished(problem, trial)]
 
 
 def point_of(trial: FrozenTrial) -> dict[str, Any]:
@@ -32,7 +37,7 @@ def owed(problem: Problem, trials: Sequence[FrozenTrial], wanted: int) -> list[d
 
     Of the latter no more than make `wanted` trials together with the living ones.
     """
-    taken = [point_of(trial) for trial in living(trials)]
+    taken = [point_of(trial) for trial in living(problem, trials)]
     first = [point for point in problem.first if point not in taken]
     begun: list[dict[str, Any]] = []
     for trial in trials:
@@ -45,13 +50,13 @@ def owed(problem: Problem, trials: Sequence[FrozenTrial], wanted: int) -> list[d
 
 def is_done(problem: Problem, trials: Sequence[FrozenTrial], wanted: int) -> bool:
     """Whether there are enough finished trials, those of the first points among them."""
-    found = [point_of(trial) for trial in trials if trial.state in FINISHED]
+    found = [point_of(trial) for trial in trials if is_finished(problem, trial)]
     return len(found) >= wanted and all(point in found for point in problem.first)
 
 
-def place_of(number: int, trials: Sequence[FrozenTrial]) -> int:
+def place_of(problem: Problem, number: int, trials: Sequence[FrozenTrial]) -> int:
     """The first free place for trial `number`, behind those that began before it and have not taken theirs yet."""
-    others = [trial for trial in living(trials) if trial.number != number]
+    others = [trial for trial in living(problem, trials) if trial.number != number]
     taken = {trial.user_attrs[PLACE] for trial in others if PLACE in trial.user_attrs}
     before = sum(
         trial.number < number and PLACE not in trial.user_attrs and trial.state != TrialState.WAITING
@@ -65,6 +70,6 @@ def is_surplus(problem: Problem, number: int, place: int, trials: Sequence[Froze
     """Whether trial `number` need not be: several workers queued its point at once, or took the last place."""
     [trial] = [trial for trial in trials if trial.number == number]
     point = point_of(trial)
-    if point and any(other.number < number and point_of(other) == point for other in living(trials)):
+    if point and any(other.number < number and point_of(other) == point for other in living(problem, trials)):
         return True
     return place >= wanted and point not in problem.first

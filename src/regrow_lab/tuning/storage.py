@@ -47,8 +47,11 @@ def open_storage(url: str | None, directory: Path, heartbeat_seconds: int) -> Ba
         address = make_url(url)
     except (ArgumentError, ValueError):
         raise ValueError(FORM) from None
+    if "@" in (address.host or ""):  # the rest of a password, which would be taken for a host and printed
+        raise ValueError(f"{FORM}, with %40 for an @ in the password")
+    shown = address.set(query={}).render_as_string()  # a password may stand there too
     if address.get_backend_name() != "postgresql":
-        raise ValueError(f"{FORM}, given {address.render_as_string()}; without --storage a journal on the disk is used")
+        raise ValueError(f"{FORM}, given {shown}; without --storage a journal on the disk is used")
     engine = address.set(drivername="postgresql+psycopg")
     # No connection is kept between two questions: a trial asks few, and a server has some hundred connections in all.
     options = {"poolclass": NullPool, "connect_args": {"connect_timeout": CONNECT_SECONDS}}
@@ -64,8 +67,7 @@ def open_storage(url: str | None, directory: Path, heartbeat_seconds: int) -> Ba
         except SQLAlchemyError as error:
             # In an empty database several commands may make the same table at once: all but one are refused, once.
             if not isinstance(error, IntegrityError | ProgrammingError) or attempt == ATTEMPTS - 1:
-                where = address.render_as_string()
-                raise UnreachableError(f"the database {where} cannot be used: {reason(error)}") from None
+                raise UnreachableError(f"the database {shown} cannot be used: {reason(error)}") from None
             time.sleep(1)
     raise AssertionError
 

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime, timedelta
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -26,7 +26,7 @@ from regrow_lab import store
 from regrow_lab.config import RunConfig
 from regrow_lab.tuning import queue
 from regrow_lab.tuning.errors import SearchError, database_error, in_a_line
-from regrow_lab.tuning.journal import WORKER, Journal
+from regrow_lab.tuning.journal import Journal
 from regrow_lab.tuning.problem import Point, Problem, in_words
 from regrow_lab.tuning.search import Search, check_unchanged, deleted
 from regrow_lab.tuning.storage import UnreachableError, open_storage, quiet
@@ -34,9 +34,13 @@ from regrow_lab.tuning.storage import UnreachableError, open_storage, quiet
 WAIT_SECONDS = 0.5
 """Time before another look at a run of another process, or at the trials of others."""
 START_SECONDS = 60
-"""Time that a worker has between the beginning of a trial and its first sign of life."""
+"""Time that a worker has between the beginning of a trial in a database and its first sign of life."""
+WORKER = "worker"
+"""Attribute of a trial: who works on it. It is there once the trial has a sign of life."""
 PATIENCE_SECONDS = 20
 """How long a database may be away."""
+SEEDS = 2**32
+"""How many seeds a sampler can have."""
 PRUNED_SHARE = 25.0
 """Percent of the trials, the worst ones after as many seeds, that are given up where pruning is on."""
 PRUNING_BEGINS = 5
@@ -135,7 +139,7 @@ class Worker:
                 if queue.is_done(problem, trials, options.trials):
                     self._train_again_what_is_gone(trials)
                     return
-                if len(queue.living(trials)) >= options.trials:
+                if len(queue.living(problem, trials)) >= options.trials:
                     if self.stopping():
                         raise store.StoppedError
                     time.sleep(WAIT_SECONDS)
@@ -149,7 +153,8 @@ class Worker:
         stale = set(study._storage._get_stale_trial_ids(study._study_id))
         long_ago = datetime.now() - timedelta(seconds=START_SECONDS)
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if trial._trial_id in stale or (WORKER not in trial.user_attrs and trial.datetime_start < long_ago):
+            unsigned = WORKER not in trial.user_attrs and trial.datetime_start < long_ago
+            if trial._trial_id in stale or (unsigned and not isinstance(study._storage, Journal)):
                 self._give_up(study, trial._trial_id)
 
     def _give_up(self, study: Any, trial_id: int) -> None:
@@ -161,11 +166,13 @@ class Worker:
 
     def _take(self, study: Any) -> None:
         """One trial, the next in the queue or a new one. Whatever breaks it off, it is given up and its point owed."""
-        with quiet():
+        storage = study._storage
+        with quiet(), storage.beginning() if isinstance(storage, Journal) else nullcontext():
             trial = study.ask()
-        self.in_hand = trial._trial_id
+            self.in_hand = trial._trial_id
+            storage.record_heartbeat(trial._trial_id)
         try:
-            with _held(study._storage, trial._trial_id, self.options.heartbeat_seconds):
+            with _held(storage, trial._trial_id, self.options.heartbeat_seconds):
                 value, state = self._try(trial)
                 study.tell(trial, value, state, skip_if_finished=True)
         except UpdateFinishedTrialError:
@@ -174,7 +181,7 @@ class Worker:
             with suppress(Exception):
                 self._give_up(study, trial._trial_id)
             raise
-        _release(study._storage, trial._trial_id)
+        _release(storage, trial._trial_id)
         self.in_hand = None
 
     def _try(self, trial: Any) -> tuple[float | None, TrialState]:
@@ -182,20 +189,22 @@ class Worker:
         problem, options = self.problem, self.options
         trial.set_user_attr(WORKER, f"{os.getpid()} on {socket.gethostname()}")
         trials = trial.study.get_trials(deepcopy=False)
-        place = queue.place_of(trial.number, trials)
+        place = queue.place_of(problem, trial.number, trials)
         if queue.is_surplus(problem, trial.number, place, trials, options.trials):
             return None, TrialState.FAIL
         trial.set_user_attr(queue.PLACE, place)
         # The randomness of each place is its own: a search that goes on suggests what an undisturbed one would have.
-        trial.study.sampler = optuna.samplers.TPESampler(seed=options.seed * 100_003 + place, constant_liar=True)
+        seed = (options.seed * 100_003 + place) % SEEDS
+        trial.study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
         point = problem.suggest(trial)
+        prune = options.prune and problem.may_be_pruned(point)
         runs = problem.runs(point)
         trial.set_user_attr("runs", [run.run_id for run in runs])
         scores: list[float] = []
         for number, run in enumerate(runs):
             scores.append(self._score(run))
             trial.report(statistics.fmean(scores), number)
-            if options.prune and number + 1 < len(runs) and trial.should_prune():
+            if prune and number + 1 < len(runs) and trial.should_prune():
                 seeds = f"{number + 1} seed{'s' if number else ''}"
                 self._say(place, point, f"given up after {seeds} at {statistics.fmean(scores):.2f} %")
                 return None, TrialState.PRUNED
@@ -230,7 +239,7 @@ class Worker:
         if self.options.url is not None:
             return
         for trial in trials:
-            if trial.state in queue.FINISHED:
+            if queue.is_finished(self.problem, trial):
                 for run in self.problem.runs(queue.point_of(trial))[: len(trial.intermediate_values)]:
                     if not store.is_finished(store.run_folder(self.options.directory, run)):
                         self.say(f"{run.run_id} is in the folder no more: it is trained again")
@@ -245,7 +254,7 @@ class Worker:
 
 @contextmanager
 def _held(storage: BaseHeartbeat, trial_id: int, seconds: float) -> Iterator[None]:
-    """Give signs of life for a trial; one that cannot be given is left out."""
+    """Give more signs of life for a trial; one that cannot be given is left out."""
     over = threading.Event()
 
     def beat() -> None:
@@ -253,7 +262,6 @@ def _held(storage: BaseHeartbeat, trial_id: int, seconds: float) -> Iterator[Non
             with suppress(Exception):
                 storage.record_heartbeat(trial_id)
 
-    storage.record_heartbeat(trial_id)
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:
