@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -22,12 +24,20 @@ def exit_code(interrupt: KeyboardInterrupt) -> int:
 
 @contextmanager
 def terminating() -> Iterator[None]:
-    """While it lasts, SIGTERM raises TerminatedError, so that all that is open is closed in order."""
+    """While it lasts, SIGTERM raises TerminatedError as Ctrl-C does KeyboardInterrupt, so that all that is open is
+    closed in order. One that comes while that goes on ends the process at once."""
+    came = False
 
     def handle(number: int, frame: FrameType | None) -> None:
-        raise TerminatedError
+        nonlocal came
+        if came:
+            os.write(sys.stderr.fileno(), b"regrow: stopped at once; the same command goes on from what is written\n")
+            os._exit(128 + number)
+        came = True
+        raise TerminatedError if number == signal.SIGTERM else KeyboardInterrupt
 
-    with _handled({signal.SIGTERM: handle}):
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # by a shell, for what it runs in the background
+    with _handled({signal.SIGTERM: handle} if ignored else {signal.SIGTERM: handle, signal.SIGINT: handle}):
         yield
 
 

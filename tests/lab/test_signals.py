@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,3 +66,42 @@ def test_sigterm_closes_what_is_open(tmp_path: Path) -> None:
         send(signal.SIGTERM)
     assert file.closed
     assert (exit_code(caught.value), exit_code(KeyboardInterrupt())) == (143, 130)
+
+
+def outcome_of(script: str) -> tuple[int, str]:
+    """Exit code of a program, and what it says on stderr."""
+    done = subprocess.run([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, timeout=60)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_one_that_comes_while_all_is_closed_ends_it_at_once_with_a_line(number: str, code: int) -> None:
+    script = f"""
+import signal
+from regrow_lab.signals import terminating
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
+with terminating():
+    try:
+        signal.raise_signal(signal.{number})
+    finally:
+        signal.raise_signal(signal.{number})
+"""
+    line = "regrow: stopped at once; the same command goes on from what is written\n"
+    assert outcome_of(script) == (code, line)
+
+
+def test_ctrl_c_while_the_program_starts_has_no_traceback() -> None:
+    script = """
+import signal, sys
+
+class CtrlC:
+    def find_spec(self, name, *_):
+        if name == "regrow_lab.cli":
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, CtrlC())
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from regrow_lab.__main__ import main
+main()
+"""
+    assert outcome_of(script) == (-signal.SIGINT, "")

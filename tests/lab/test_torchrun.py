@@ -100,12 +100,14 @@ LONG = RunConfig(method="rigl", sparsity=0.9, epochs=2_000, every=5)
 def command(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A command that trains LONG with torchrun, a few epochs on."""
     script = f"""
+import signal
 from pathlib import Path
 from rich.console import Console
 from regrow_lab.config import RunConfig
 from regrow_lab.launch import Torchrun
 from regrow_lab.progress import PlainProgress
 from regrow_lab.signals import terminating
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
 with terminating():
     Torchrun().launch([RunConfig(**{LONG.to_dict()!r})], Path({str(tmp_path)!r}), PlainProgress(Console()))
 """
