@@ -1,4 +1,4 @@
-"""What `regrow study` and `regrow report` do, once their options are read."""
+"""`regrow study`, and what `regrow report` prints."""
 
 from __future__ import annotations
 
@@ -6,24 +6,75 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
+import tyro
 from rich.console import Console
 
 from regrow_lab import store
-from regrow_lab.config import RunConfig
-from regrow_lab.launch import Outcome, WorkerError, shard
+from regrow_lab.config import RunConfig, check_seconds
+from regrow_lab.launch import Launcher, Local, Outcome, Slurm, Torchrun, WorkerError, default_workers, shard
 from regrow_lab.launch.outcome import unfinished
+from regrow_lab.launch.slurm import Resources
 from regrow_lab.progress import progress_for
 from regrow_lab.signals import exit_code
 from regrow_lab.studies import ALL, studies_of, study_runs, usual_storage
 
-if TYPE_CHECKING:
-    from regrow_lab.cli import Study
-
 OF_IMAGES = ("table1", "table2", "table3", "table5", "figure3", "figure4", "struct")
 """Studies that --data-dir turns to cifar10-jpeg at the small scale, and that --data is for where all are done."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Do a study, by default on all cores, print its table and write its report; one that was stopped goes on."""
+
+    name: tyro.conf.Positional[str]
+    """The study: digits, cifar10, table1, table2, table3, table5, figure3, figure4, struct, tickets, charlm; or all."""
+    seeds: int = 3
+    """Seeds of every setting, from 0."""
+    workers: int | None = None
+    """Processes, one thread each; by default one a core. On GPUs the runs that share each of them; by default 1."""
+    launcher: Literal["local", "slurm", "torchrun"] = "local"
+    """Where the runs are trained: on this machine; in jobs of SLURM; or one after another, each on all `processes`."""
+    shard: str | None = None
+    """i/n: do only part i of n, for schedulers that the lab does not know. The parts share one folder."""
+    processes: int = 2
+    """Processes of a data-parallel run, with the launcher torchrun."""
+    slurm: Resources = field(default_factory=Resources)
+    """What each job asks SLURM for, with the launcher slurm."""
+    out: Path | None = None
+    """Folder for the study. By default runs/NAME; all studies have a folder each in it."""
+    scale: str = "small"
+    """small: minutes to hours on a few cores. paper: the paper's nets, data and epochs, for a GPU."""
+    data: str | None = None
+    """Another data set than the study's own: cifar10-jpeg with a small net at the small scale, for instance."""
+    data_dir: Path | None = None
+    """Folder of all data, in place of $REGROW_DATA. At the small scale the data are then cifar10-jpeg."""
+    storage: Literal["dense", "compact"] | None = None
+    """dense, or compact: only alive weights exist, for the methods that can. By default compact for CIFAR on a CPU."""
+    device: str = "cpu"
+    """Where the nets and the data live: cpu, cuda for every GPU, cuda:1 for one of them."""
+    checkpoint_seconds: float = 30.0
+    """Time between two checkpoints of a run."""
+
+    def __post_init__(self) -> None:
+        check_seconds("checkpoint_seconds", self.checkpoint_seconds)
+
+    def runner(self) -> Launcher:
+        """The launcher that these options describe. Raises ValueError if it cannot work here."""
+        if self.launcher == "torchrun":
+            return Torchrun(processes=self.processes, device=self.device, checkpoint_seconds=self.checkpoint_seconds)
+        on_slurm = self.launcher == "slurm"
+        usual = 1 if self.device != "cpu" else self.slurm.cpus if on_slurm else default_workers()
+        workers = usual if self.workers is None else self.workers
+        pool = Local(workers=workers, device=self.device, checkpoint_seconds=self.checkpoint_seconds)
+        return Slurm(resources=self.slurm, pool=pool) if on_slurm else pool
+
+    def run(self) -> int:
+        """Train what is not finished yet, then write the report."""
+        return run_studies(self) if self.name == ALL else run_study(self, self.name, self.out)
 
 
 def run_studies(options: Study) -> int:

@@ -20,8 +20,9 @@ from regrow_lab.config import RunConfig
 from regrow_lab.launch import WorkerError
 from regrow_lab.studies import study_runs
 from regrow_lab.train import train
+from regrow_lab.tuning.pool import search
 from regrow_lab.tuning.problem import Problem, problems
-from regrow_lab.tuning.search import ATTRIBUTE, Search, begin, search
+from regrow_lab.tuning.search import ATTRIBUTE, Search, begin
 from regrow_lab.tuning.storage import open_storage
 
 

@@ -18,9 +18,10 @@ from searches import SHORT, points, trials_of, wait_until
 from regrow_lab import store
 from regrow_lab.cli import main
 from regrow_lab.launch import WorkerError
+from regrow_lab.tuning.pool import search
 from regrow_lab.tuning.problem import problems
 from regrow_lab.tuning.queue import PLACE
-from regrow_lab.tuning.search import Search, begin, search
+from regrow_lab.tuning.search import Search, begin
 
 pytestmark = pytest.mark.postgres
 

@@ -1,29 +1,77 @@
-"""What `regrow tune` does, once its options are read."""
+"""`regrow tune`: the searches, then the table and the contours."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated
+
+import tyro
 
 from regrow_lab import store
-from regrow_lab.config import RunConfig
+from regrow_lab.config import RunConfig, check_seconds
 from regrow_lab.launch import Local, WorkerError, default_workers
 from regrow_lab.signals import exit_code
 from regrow_lab.tuning.errors import in_a_line
 from regrow_lab.tuning.problem import Problem, problems
-from regrow_lab.tuning.search import Search, refuse_others, search
-
-if TYPE_CHECKING:
-    from regrow_lab.cli import Tune
+from regrow_lab.tuning.search import Search, refuse_others
 
 TRIALS = 15
 
 
+@dataclass(frozen=True)
+class Tune:
+    """Search for the best alpha and dT of RigL with TPE, by validation accuracy; or run the grid of figure3 so."""
+
+    name: tyro.conf.Positional[str]
+    """The data to tune on: digits, digits-images, cifar10 or cifar10-jpeg; or figure3."""
+    trials: int | None = None
+    """Trials of each search, by default 15; the first is the reference (alpha .3, dT 100). figure3 has one a point."""
+    seeds: int = 3
+    """Seeds of every trial."""
+    sparsities: tuple[float, ...] = ()
+    """A search for each; by default .9, .8 and .5."""
+    distributions: tuple[str, ...] = ()
+    """A search for each; by default uniform and erk."""
+    prune: bool = False
+    """Give trials up that are among the worst quarter after a seed."""
+    workers: int | None = None
+    """Processes, one thread each; by default one a core. On GPUs the trials that share each of them; by default 1."""
+    storage: str | None = None
+    """postgresql://USER@HOST/NAME, for workers on several machines; by default a journal in the folder. The password
+    stands in ~/.pgpass, PGPASSWORD or, where others see it, behind USER: in the address."""
+    study_name: Annotated[str | None, tyro.conf.arg(name="name")] = None
+    """Name of the search in the storage; by default that of the folder."""
+    out: Path | None = None
+    """Folder of the runs. By default runs/tune-NAME, for figure3 runs/figure3."""
+    scale: str = "small"
+    """small, or paper: the paper's nets, data and epochs, for a GPU."""
+    data: str | None = None
+    """Another data set for figure3."""
+    seed: int = 0
+    """Seed of the sampler."""
+    device: str = "cpu"
+    """Where the nets and the data live: cpu, cuda for every GPU, cuda:1 for one of them."""
+    checkpoint_seconds: float = 30.0
+    """Time between two checkpoints of a run."""
+    heartbeat_seconds: int = 60
+    """Time between two signs of life of a worker; after twice that another takes its trial."""
+
+    def __post_init__(self) -> None:
+        check_seconds("checkpoint_seconds", self.checkpoint_seconds)
+
+    def run(self) -> int:
+        """Do the searches, then write the table and the contours."""
+        return run_tune(self)
+
+
 def run_tune(options: Tune) -> int:
     """Do the searches that are not done yet, then write the report."""
+    from regrow_lab.tuning.pool import search  # optuna takes its time to be imported
+
     wanted = problems(
         options.name,
         options.seeds,
