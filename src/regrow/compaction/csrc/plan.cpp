@@ -52,9 +52,9 @@ void Plan::workers(Context& context, const Step& step, int tiles, int channels,
 // Dense tiles (amx.hpp) are faster than alive weights one by one from a density of 5 to 6 % on: forward and backward of a
 // 3 x 3 layer of 32, 64 and 128 channels take 12.3, 6.9, 5.5 ms on tiles, and 12.2, 7.5, 5.8 ms at 5 %, with batch norm.
 constexpr size_t kTileDensity = 16;  // one alive weight in so many
-bool Plan::takes_tiles(const Layer& layer, const TensorRecord& in) const {
+bool Plan::takes_tiles(const Pattern& pattern, const TensorRecord& in) const {
     return dtype_ == Dtype::BFloat16 && variant_->tiles && !in.flat &&
-           kTileDensity * layer.pattern.count() >= tile_count(layer.pattern);
+           kTileDensity * pattern.count() >= tile_count(pattern);
 }
 
 void Plan::run_convolution(Context& context, const Step& step) {
@@ -70,7 +70,7 @@ void Plan::run_convolution(Context& context, const Step& step) {
         convolution_shapes(layer, layer.pattern.count(), ring_line(), f.input.shape, f.output.shape);
     f.ring = shapes.input_ring;
     const void* values = (const void*)context.call.values[step.layer];
-    if (takes_tiles(layer, tensors_[views_[step.view].tensor[0]])) {
+    if (takes_tiles(layer.pattern, tensors_[views_[step.view].tensor[0]])) {
         pack_tiles(layer.pattern, shapes.input_taps, (const float*)values, packed_tiles_);
         f.tiles = packed_tiles_.weights[0];
     } else if (shapes.product && shapes.input_block == layer.in && layer.pattern.shared == 1) {
@@ -100,7 +100,7 @@ void Plan::run_convolution_backward(Context& context, const Step& step) {
     const Pattern full = dense ? Pattern::full(layer.out, layer.in, layer.pattern.taps) : Pattern();
     const Pattern& wanted = dense ? full : layer.pattern;
     bool canonical = false;
-    const bool as_tiles = takes_tiles(layer, tensors_[views_[step.view].tensor[0]]);
+    const bool as_tiles = takes_tiles(wanted, tensors_[views_[step.view].tensor[0]]);
     if ((dense || sparse) && as_tiles) {
         pack_tiles(layer.pattern, shapes.input_taps, nullptr, packed_tiles_);
         b.weight_tiles = packed_tiles_.weights[0];

@@ -150,7 +150,7 @@ class Plan {
     void set_sizes(Run&, int batch, int threads) const;
     std::shared_ptr<Arena> take_arena(int program, const Run&);
     void run_step(Context&, const Step&);
-    bool takes_tiles(const Layer&, const TensorRecord&) const;
+    bool takes_tiles(const Pattern&, const TensorRecord&) const;
     void run_convolution(Context&, const Step&);
     void run_convolution_backward(Context&, const Step&);
     void workers(Context&, const Step&, int tiles, int channels, const std::function<void(Worker&)>&);
