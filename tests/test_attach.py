@@ -35,6 +35,14 @@ def test_optimizers_that_cannot_are_refused_by_name(model) -> None:
     refused("ZeroRedundancyOptimizer cannot.*fully_shard", model, cut(model.parameters(), lr=0.1), record)
 
 
+def test_weights_that_cannot_be_written_to_are_refused(model) -> None:
+    model[2].weight = nn.Parameter(torch.randn(16, 1).expand(16, 24))
+    refused(r"'2\.weight' is expanded", model, sgd(model), regrow.static(sparsity=0.9))
+    with torch.inference_mode():
+        made = nn.Linear(12, 24)
+    refused(r"'weight' was made in inference mode", made, sgd(made), regrow.static(sparsity=0.9))
+
+
 def test_an_optimizer_of_other_parameters_is_refused(model) -> None:
     refused(r"does not hold '0\.weight'", model, sgd(mlp()), regrow.static(sparsity=0.9))
     partly = torch.optim.SGD(model[0].parameters(), lr=0.1)

@@ -1,6 +1,7 @@
 """Save, load, go on: bit-identical; and a state that does not fit is refused before anything changes."""
 
 import copy
+import dataclasses
 import io
 
 import numpy as np
@@ -168,6 +169,17 @@ def test_a_state_of_another_distribution_is_refused_also_where_the_totals_agree(
         states.append(regrow.attach(model, sgd(model), record))
     with pytest.raises(ValueError, match=r"has 56 alive weights, and '0\.weight' keeps 60 here"):
         states[1].load_state_dict(states[0].state_dict())
+
+
+def test_a_schedule_of_ones_own_says_no_final_sparsity_and_is_saved() -> None:
+    model = mlp()
+    record = dataclasses.replace(
+        regrow.gradual_pruning(sparsity=0.9, **RAMP), sparsity=[0.1 * i for i in range(9)].__getitem__
+    )
+    sparsifier = regrow.attach(model, sgd(model), record)
+    saved = sparsifier.state_dict()
+    assert saved["groups"][0]["sparsity"] is None
+    sparsifier.load_state_dict(saved)
 
 
 def test_a_state_from_before_groups_said_their_sparsity_is_read() -> None:

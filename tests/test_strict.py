@@ -77,6 +77,28 @@ def replace_head(model: nn.Sequential) -> None:
 
 
 @pytest.mark.parametrize("strict", [True, False])
+def test_weights_that_were_all_assigned_anew_are_refused_at_the_next_step(strict: bool) -> None:
+    model, optimizer, _ = attached(strict)
+    assign(model)
+    with pytest.raises(RuntimeError, match=r"weight' is not the weight any more"):
+        train(model, optimizer, range(2, 3))
+
+
+def test_a_layer_that_is_frozen_by_taking_it_from_the_optimizer_raises_no_alarm() -> None:
+    model = mlp()
+    groups = [{"params": list(model[0].parameters())}, {"params": list(model[2:].parameters())}]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    sparsifier = regrow.attach(model, optimizer, regrow.rigl(**ARGUMENTS))
+    train(model, optimizer, range(2))
+    optimizer.param_groups.pop(0)
+    with pytest.raises(RuntimeError, match=r"the optimizer does not hold '0\.weight' any more: freeze it"):
+        train(model, optimizer, range(2, 6))
+    model[0].requires_grad_(False)
+    train(model, optimizer, range(2, 12))
+    assert sparsifier.num_updates > 1
+
+
+@pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("change", [assign, replace_head])
 def test_weights_that_are_no_longer_the_models_are_refused_at_the_next_step(
     change: Callable[[nn.Sequential], None], strict: bool

@@ -15,7 +15,7 @@ from regrow.distributions import Distribution, check_sparsity, erk, total_alive
 from regrow.layers import Layer
 from regrow.patterns import Pattern, unstructured
 from regrow.redistribution import apportion
-from regrow.schedules import Constant, Never, Schedule, Trigger
+from regrow.schedules import Constant, Cubic, Never, Schedule, Trigger
 from regrow.scores import Evidence, Need, Score, magnitude
 
 FEW = 0.25  # share of candidates below which they are gathered first
@@ -87,9 +87,14 @@ class Algorithm:
         return self.keeps_its_number and self.redistribute is None
 
     @property
-    def final_sparsity(self) -> float:
-        """The global target in the end."""
-        return self.sparsity_at(2**62)
+    def final_sparsity(self) -> float | None:
+        """The global target in the end; None where a schedule of the user's own does not say it."""
+        match self.sparsity:
+            case Constant(value):
+                return value
+            case Cubic(final):
+                return final
+        return None
 
     @cached_property  # asked for at every step
     def needs(self) -> Need:

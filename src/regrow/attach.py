@@ -79,7 +79,7 @@ def attach(
     given, model = model, unwrap(model)
     layers = find_layers(model, include, exclude)
     _check_parameters(model, optimizer, layers)
-    ranks = Ranks.of(given, compact=storage == "compact")
+    ranks = Ranks.of(given)
     if ranks is not None:
         ranks.check_seed(seed)
     assigned, masks = assign(layers, algorithm), dict[str, torch.Tensor]()
@@ -151,6 +151,10 @@ def _check_parameters(model: nn.Module, optimizer: Optimizer, layers: Mapping[st
                 f"'{name}' is on the meta device and has no values yet: attach after model.to_empty(device=…) and "
                 "initialisation (regrow.plan gives the budgets and FLOPs of a meta model as it is)"
             )
+        expanded = any(size > 1 and not parameter.stride(at) for at, size in enumerate(parameter.shape))
+        if expanded or parameter.is_inference():
+            kind = "is expanded, several of its entries are one" if expanded else "was made in inference mode"
+            raise ValueError(f"'{name}' {kind}: it cannot be written to; make it anew, nn.Parameter(weight.clone())")
         if id(parameter) not in held:
             raise ValueError(
                 f"the optimizer does not hold '{name}' ({type(optimizer).__name__} over {len(held)} parameters): "

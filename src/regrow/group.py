@@ -70,8 +70,13 @@ def check_membership(layers: Mapping[str, StoredLayer], model: nn.Module, optimi
     present = {id(parameter) for parameter in model.parameters()}
     for name, layer in layers.items():
         # fully_shard puts whole weights in the place of its pieces for a while.
-        if id(layer.parameter) not in held or not (is_cut(layer.parameter) or id(layer.parameter) in present):
+        if not is_cut(layer.parameter) and id(layer.parameter) not in present:
             raise RuntimeError(
                 f"'{name}' is not the weight any more that was attached to (a module was replaced, or weights were "
                 "loaded with assign=True): call detach() and attach to the model as it is now"
+            )
+        if layer.parameter.requires_grad and id(layer.parameter) not in held:
+            raise RuntimeError(
+                f"the optimizer does not hold '{name}' any more: freeze it with requires_grad_(False), or call "
+                "detach() and attach anew"
             )

@@ -5,6 +5,7 @@ Every rank must call :func:`whole` for the same tensors in the same order; an or
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, cast
 
 import torch
@@ -42,24 +43,28 @@ def cut_like(tensor: Tensor, reference: Tensor) -> Tensor:
     return known.redistribute(placements=reference.placements).clone()  # a piece would keep the whole alive
 
 
+PATIENCE = timedelta(minutes=2)
+
+
 @dataclass(frozen=True)
 class Ranks:
     """Those that train one model together: they must hold the same masks, bit for bit.
 
     Args:
-        group: their process group; None for all.
+        groups: their process groups, one for each dimension of the mesh that they form.
     """
 
-    group: Any = None
+    groups: tuple[Any, ...]
 
     @classmethod
-    def of(cls, model: nn.Module, compact: bool) -> "Ranks | None":
+    def of(cls, model: nn.Module) -> "Ranks | None":
         """The ranks of a model; None where one alone trains it, as far as the model shows."""
         if isinstance(model, nn.parallel.DistributedDataParallel):
-            return cls(model.process_group)
-        started = torch.distributed.is_available() and torch.distributed.is_initialized()
-        # A compact model is wrapped after it is attached.
-        return cls() if (compact and started) or any(map(is_cut, model.parameters())) else None
+            return cls((model.process_group,))
+        for parameter in model.parameters():
+            if is_cut(parameter):
+                return cls(tuple(cast(Any, parameter).device_mesh.get_all_groups()))
+        return None
 
     def check_seed(self, seed: int) -> None:
         """Refuses seeds that differ. Raises ValueError on every rank, with the seeds of all."""
@@ -80,9 +85,25 @@ class Ranks:
                 )
 
     def _gather(self, value: Any) -> list[Any]:
-        values = [None] * torch.distributed.get_world_size(self.group)
-        torch.distributed.all_gather_object(values, value, self.group)
+        values = [value]
+        for group in self.groups:
+            self._meet(group)
+            found: list[Any] = [None] * torch.distributed.get_world_size(group)
+            torch.distributed.all_gather_object(found, values, group)
+            values = [one for part in found for one in part]
         return values
+
+    def _meet(self, group: Any) -> None:
+        """Waits for the others, for so long only, where torch can say who has not come."""
+        if torch.distributed.get_backend(group) != "gloo":
+            return
+        try:
+            torch.distributed.monitored_barrier(group, timeout=PATIENCE)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"not all ranks came to compare their masks within {PATIENCE.seconds} s: attach and load_state_dict "
+                f"are for every rank to call ({str(error).splitlines()[0]})"
+            ) from error
 
 
 class GatheredEvidence(Evidence):

@@ -199,7 +199,7 @@ class Sparsifier:
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(
             "a sparsifier cannot be copied or pickled, as its hooks are on one model and one optimizer: copy those, "
-            "attach to the copies, and load_state_dict(sparsifier.state_dict())"
+            "attach to the copies, and load_state_dict(sparsifier.state_dict()); a model to be copied must not hold it"
         )
 
     # Hooks
@@ -228,11 +228,11 @@ class Sparsifier:
     @torch.no_grad()
     def _before_step(self) -> None:
         """Updates the topology in place of the weight step where that is due, else prepares the weight step."""
+        due = [group for group in self._groups if group.is_due(self.weight_steps)]
+        self._check_membership(due)
         self._takes_step = optimizers.has_gradients(self.optimizer) and not optimizers.skips_step(self.optimizer)
         if not self._takes_step:
             return
-        due = [group for group in self._groups if group.is_due(self.weight_steps)]
-        self._check_membership(due)
         for group in due:
             if Need.GRADIENT in group.algorithm.needs:
                 group.keep_gradients()
