@@ -29,6 +29,7 @@ import torch
 import regrow.sparsifier
 from regrow.storage import MaskedLayer
 from regrow_lab import checkpoint, sealed, signals, store, training
+from regrow_lab import train as train_module
 from regrow_lab.config import RunConfig
 from regrow_lab.ending import result_of
 from regrow_lab.train import train
@@ -167,7 +168,7 @@ def attempt(config: RunConfig, folder: Path, arm: Callable[[int], None] | None, 
         try:
             if arm is not None:
                 arm(count)
-            training.result_of = keeping(folder)  # type: ignore[attr-defined]
+            train_module.result_of = keeping(folder)
             with signals.asking_to_stop() as signalled:
                 train(config, folder, checkpoint_seconds=0, keep_weights=True, stopping=lambda: signalled() != 0)
         except store.StoppedError:

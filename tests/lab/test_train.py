@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from regrow_lab import order as order_module
 from regrow_lab import sealed, store, training
+from regrow_lab import train as train_module
 from regrow_lab.config import RunConfig
 from regrow_lab.data import load_data
 from regrow_lab.methods import net_of
@@ -201,7 +202,7 @@ def test_killed_while_the_result_is_written(whole: Path, tmp_path: Path, monkeyp
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Training, "result", killed)
+        patch.setattr(train_module, "result_of", killed)
         with pytest.raises(Killed):
             train(RIGL, tmp_path, checkpoint_seconds=0, keep_weights=True)
     train(RIGL, tmp_path, keep_weights=True)
