@@ -49,6 +49,15 @@ def unseal(path: Path, kind: str, schema: int, device: torch.device | str = "cpu
         raise ValueError(f"{path} is cut short: it has {len(packed):,} of {line['bytes']:,} bytes")
     if len(packed) > line["bytes"] or digest(packed) != line["blake2b"]:
         raise ValueError(f"{path} is damaged: its content does not add up to its checksum")
+    return unpack(path, packed, device)
+
+
+def unpack(path: Path, packed: bytes, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """What torch.save packed: tensors and plain values.
+
+    Raises:
+        ValueError: it holds what this library never writes (calls, compressed parts), or no dict; nothing was run.
+    """
     try:
         _check_packing(packed)
         content = torch.load(io.BytesIO(packed), map_location=device, weights_only=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from regrow.sealing import seal, unseal
+from regrow.sealing import seal, unpack, unseal
 
 SCHEMA = 2  # files of the first had no checksum
 KIND = "stage"
@@ -43,7 +43,7 @@ class StageFolder:
 
     def _read(self, file: Path) -> dict[str, Any]:
         try:
-            found = unseal(file, KIND, SCHEMA)
+            found = _first_schema(file) or unseal(file, KIND, SCHEMA)
         except (ValueError, OSError) as error:
             raise ValueError(
                 f"{error}: delete it to train the level anew; states of others= must be tensors and plain values"
@@ -56,6 +56,18 @@ class StageFolder:
             what, here = settings.get(changed[0]), self.settings[changed[0]]
             raise ValueError(f"{file} was written with {changed[0]} {what}, here it is {here}: take another folder")
         return output
+
+
+def _first_schema(file: Path) -> dict[str, Any] | None:
+    """What lies in a file of the first schema, as torch.save alone wrote it; None in another."""
+    packed = file.read_bytes()
+    if not packed.startswith(b"PK"):
+        return None
+    output = unpack(file, packed)
+    version, settings = output.pop("version", None), output.pop("settings", None)
+    if version != 1:
+        raise ValueError(f"{file} is damaged: its version is {version!r}")
+    return {"settings": settings, "output": output}
 
 
 def once(

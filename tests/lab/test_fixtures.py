@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures.make import RUN, STEP, attached, net
+from fixtures.make import RUN, STEP, attached, levels, net
 
 import regrow
+from regrow.stages import SCHEMA
 from regrow_lab import checkpoint, sealed, store
 from regrow_lab.config import RunConfig
 from regrow_lab.methods import net_of
@@ -19,7 +20,11 @@ FIXTURES = Path(__file__).parent.parent / "fixtures"
 VERSIONS = sorted(FIXTURES.glob("schema-*"))
 
 
+STAGES = sorted(FIXTURES.glob("stages-*"))
+
+
 def test_every_schema_has_its_files() -> None:
+    assert [path.name for path in STAGES] == [f"stages-{number}" for number in range(1, SCHEMA + 1)]
     assert [path.name for path in VERSIONS] == [f"schema-{number}" for number in range(1, store.SCHEMA + 1)]
 
 
@@ -68,3 +73,15 @@ def test_a_sparsifier_and_a_compact_net_are_loaded(folder: Path) -> None:
     compact = regrow.load_compact(net(), folder / "net.safetensors")
     for name, weight in compact.state_dict().items():
         assert torch.equal(weight, saved["model"][name])
+
+
+@pytest.mark.parametrize("folder", STAGES, ids=lambda path: path.name)
+def test_levels_of_tickets_are_taken_up_and_not_trained_again(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "levels")
+
+    def train(first: int, last: int) -> None:
+        raise AssertionError("a level that lies there was trained again")
+
+    whole, half = levels(tmp_path / "levels", train)
+    assert sum(int(mask.sum()) for mask in whole.masks.values()) == 8 * 16 + 16 * 4
+    assert sum(int(mask.sum()) for mask in half.masks.values()) == (8 * 16 + 16 * 4) // 2

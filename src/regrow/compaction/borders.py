@@ -2,25 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from regrow.compaction.fusion import Fused, Stored, UnsupportedProgramError
-from regrow.compaction.program import Add, AveragePool, Convolution, Flatten, Input, MaxPool, Program
-
-
-class Norm(Protocol):
-    """What a batch normalisation knows; torch's modules do."""
-
-    weight: Tensor | None
-    bias: Tensor | None
-    running_mean: Tensor | None
-    running_var: Tensor | None
-    eps: float
-    momentum: float | None
-
+from regrow.compaction.program import Add, AveragePool, Convolution, Flatten, Input, MaxPool, Norm, Program
 
 NormTensors = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 """Weight, bias, running mean and running variance of a batch normalisation."""

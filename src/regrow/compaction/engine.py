@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 
 from regrow.compaction import native
-from regrow.compaction.borders import Borders, Norm, NormTensors
+from regrow.compaction.borders import Borders, NormTensors
 from regrow.compaction.fusion import UnsupportedProgramError, fuse
 from regrow.compaction.lowering import Buffer, Writer, assign_slots, backward_steps, forward_steps, saved_tensors
-from regrow.compaction.program import Convolution, Program
+from regrow.compaction.program import Convolution, Norm, Program
 
 __all__ = [
     "Gradients",

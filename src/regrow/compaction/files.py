@@ -123,7 +123,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, tu
         found = json.loads(metadata.get("shapes", "null"))
     except FileNotFoundError:
         raise
-    except Exception as error:
+    except Exception as error:  # a broken file may raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{os.fspath(path)} is no sound safetensors file: {reason}") from error
     form = metadata.get("format")

@@ -95,7 +95,7 @@ def install(module: nn.Module, left_to_torch: AbstractSet[nn.Module] = frozenset
         return
     try:
         trace(module)
-    except Exception:
+    except Exception:  # the user's forward runs on stand-ins, and may raise anything: then its parts are tried
         _install_in_children(module, left_to_torch)
     else:
         module.__dict__["forward"] = GraphForward(module, left_to_torch)

@@ -107,7 +107,7 @@ class CompactLayer(nn.Module):
 
     def operation(self, bias: int | None) -> Convolution:
         """What the layer computes from value 0 with weight 0."""
-        raise NotImplementedError
+        raise NotImplementedError  # the two kinds below say it
 
 
 class CompactConv2d(CompactLayer, nn.Conv2d):

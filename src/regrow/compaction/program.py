@@ -6,6 +6,9 @@ be fused is the engine's affair; the records only say what is computed.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -97,3 +100,14 @@ class Program:
 
     operations: tuple[Operation, ...]
     outputs: tuple[int, ...]
+
+
+class Norm(Protocol):
+    """What a batch normalisation of a program knows; torch's modules do."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    eps: float
+    momentum: float | None

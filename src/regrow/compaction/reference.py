@@ -1,7 +1,6 @@
 """What a program computes, said in torch's own operations: the reference for the engine, and what runs without it."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,21 +15,11 @@ from regrow.compaction.program import (
     Flatten,
     Input,
     MaxPool,
+    Norm,
     Operation,
     Program,
     Relu,
 )
-
-
-class Norm(Protocol):
-    """What a batch normalisation knows; torch's modules do."""
-
-    weight: Tensor | None
-    bias: Tensor | None
-    running_mean: Tensor | None
-    running_var: Tensor | None
-    eps: float
-    momentum: float | None
 
 
 def interpret(
