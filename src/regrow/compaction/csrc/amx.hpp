@@ -334,19 +334,10 @@ static void convolution_backward_tiles(const ConvolutionBackward& b, Worker& wor
             Prefetcher prefetcher;
             if (weights && next < out.height)
                 prefetch_view(prefetcher, b.input, tile, (next - 1) * sh + xring.rows - geometry.padding_h, sh, worker.last);
-            if (next < out.height) {
-                const size_t at = tile * out.tile_bytes() + next * out.row_bytes();
-                for (const char* source : b.gradient.source)
-                    if (source)
-                        prefetcher.add(source + at, out.row_bytes());
-                if (b.gradient.value)
-                    prefetcher.add(b.gradient.value + at, out.row_bytes());
-                if (b.gradient.store && !b.gradient.stream)
-                    prefetcher.add(b.gradient.store + at, out.row_bytes());
-            }
-            if (target && !b.target.stream && (r + 1) * sh < in.height)
-                prefetcher.add(b.target.data + tile * in.tile_bytes() + (r + 1) * sh * in.row_bytes(),
-                               smaller(sh, in.height - (r + 1) * sh) * in.row_bytes());
+            if (next < out.height)
+                prefetch_gradient(prefetcher, b.gradient, tile, next);
+            if (target)
+                prefetch_target(prefetcher, b.target, tile, (r + 1) * sh, sh);
             prefetcher.start(segments);
             for (; filled < next; filled++) {
                 const int slot = (filled - b.gradient_first) % dring.rows;

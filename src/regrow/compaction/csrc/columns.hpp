@@ -65,6 +65,23 @@ REGROW_INLINE void prefetch_view(Prefetcher& p, const View& view, int tile, int 
         p.add(view.second.data + at, bytes);
 }
 
+REGROW_INLINE void prefetch_gradient(Prefetcher& p, const GradientView& g, int tile, int row) {
+    const size_t bytes = g.shape.row_bytes(), at = tile * g.shape.tile_bytes() + row * bytes;
+    for (const char* source : g.source)
+        if (source)
+            p.add(source + at, bytes);
+    if (g.value)
+        p.add(g.value + at, bytes);
+    if (g.store && !g.stream)
+        p.add(g.store + at, bytes);
+}
+// Rows that will be written, unless they go past the caches.
+REGROW_INLINE void prefetch_target(Prefetcher& p, const Target& t, int tile, int row, int rows) {
+    if (!t.stream && row < t.shape.height)
+        p.add(t.data + tile * t.shape.tile_bytes() + row * t.shape.row_bytes(),
+              smaller(rows, t.shape.height - row) * t.shape.row_bytes());
+}
+
 template <class T>
 struct Column {  // one tile of columns of one row, all output channels
     const Segments& segments;

@@ -153,19 +153,10 @@ static void convolution_backward(const ConvolutionBackward& b, Worker& worker) {
             Prefetcher prefetcher;
             if (weights && !direct && r + 1 < out.height)
                 prefetch_view(prefetcher, b.input, tile, input.filled - geometry.padding_h, sh, worker.last);
-            if (!gradient_direct && filled < out.height) {
-                const size_t at = tile * out.tile_bytes() + filled * out.row_bytes();
-                for (const char* source : b.gradient.source)
-                    if (source)
-                        prefetcher.add(source + at, out.row_bytes());
-                if (b.gradient.value)
-                    prefetcher.add(b.gradient.value + at, out.row_bytes());
-                if (b.gradient.store && !b.gradient.stream)
-                    prefetcher.add(b.gradient.store + at, out.row_bytes());
-            }
-            if (b.transposed && !b.target.stream && (r + 1) * sh < in.height)
-                prefetcher.add(b.target.data + tile * in.tile_bytes() + (r + 1) * sh * in.row_bytes(),
-                               smaller(sh, in.height - (r + 1) * sh) * in.row_bytes());
+            if (!gradient_direct && filled < out.height)
+                prefetch_gradient(prefetcher, b.gradient, tile, filled);
+            if (b.transposed)
+                prefetch_target(prefetcher, b.target, tile, (r + 1) * sh, sh);
             prefetcher.start(segments);
             const char* d =
                 gradient_direct ? b.gradient.source[0] + tile * out.tile_bytes() + r * out.row_bytes() : dmemory;
