@@ -44,12 +44,11 @@ class Train:
             raise ValueError(f"method {config.method} needs a sparsity: add --sparsity 0.9, or choose --method dense")
         if self.threads < 1:
             raise ValueError(f"threads must be 1 or more, given {self.threads}")
-        import torch
-
         from regrow_lab import ranks
+        from regrow_lab.machine import take_threads
         from regrow_lab.train import train
 
-        torch.set_num_threads(self.threads)
+        take_threads(self.threads)
         folder = store.run_folder(self.out, config)
         device = ranks.begin(self.device)
         console = Console(highlight=False, quiet=ranks.rank() > 0)

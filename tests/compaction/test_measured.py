@@ -10,6 +10,7 @@ from nets import batch, mlp, sgd, train
 from torch import nn
 
 import regrow
+from regrow.compaction import cache as cache_files
 from regrow.compaction import graph, measured, native
 from regrow.compaction.layers import CompactLayer
 from regrow.compaction.region import SWITCH
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("runs_engine")
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv(measured.CACHE, str(tmp_path / "cache"))
+    monkeypatch.setenv(cache_files.VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setenv(SWITCH, "auto")
     monkeypatch.setattr(measured, "_measure", lambda probe, density: 0.1 / density if probe.kind == "linear" else 2.0)
     measured.table.cache_clear()
@@ -49,7 +50,7 @@ def test_fewer_alive_weights_are_never_worth_less(monkeypatch: pytest.MonkeyPatc
 
 def test_a_folder_that_cannot_be_written_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv(measured.CACHE, str(tmp_path / "file"))
+    monkeypatch.setenv(cache_files.VARIABLE, str(tmp_path / "file"))
     assert measured.table()["kxk 32"]["0.1"] == 2.0
 
 

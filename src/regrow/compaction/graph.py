@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regrow.compaction.layers import MOST_PLANS, CompactLayer, compact_layers
+from regrow.compaction.layers import CLASSES, MOST_PLANS, compact_layers
 from regrow.compaction.operations import BACKWARD, BACKWARD_PRE, FORWARD, FORWARD_PRE
 from regrow.compaction.region import Region
 from regrow.compaction.regions import cut, listened_to, trace
 
+_KINDS = {*CLASSES, *CLASSES.values()}
 _Plan = tuple[Callable[..., Any], list[Region]]
 
 
@@ -39,7 +40,7 @@ class GraphForward:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return self.original(*args, **kwargs)
-        key = (_state(self.module), _signature(args), _signature(kwargs.items()))
+        key = (_state(self.module), _precision(), _signature(args), _signature(kwargs.items()))
         plan = self.plans.get(key)
         if plan is None:
             plan = self._cut(args, kwargs)
@@ -79,17 +80,17 @@ class GraphForward:
             self.failure = f"{type(error).__name__}: {error}".splitlines()[0]
             _install_in_children(self.module, self.left_to_torch)
             return self.original, []
-        return graph.forward, regions
+        return (graph.forward if regions else self.original), regions
 
 
 def install(module: nn.Module, left_to_torch: AbstractSet[nn.Module] = frozenset()) -> None:
     """Makes a module, or the largest parts of it that can be traced, run as cut graphs.
 
     Args:
-        module: one with compact layers inside, else nothing is done.
+        module: one with convolutions or linear layers inside, else nothing is done.
         left_to_torch: layers that regions leave out; a live view.
     """
-    if isinstance(module, CompactLayer) or not any(isinstance(child, CompactLayer) for child in module.modules()):
+    if type(module) in _KINDS or not any(type(child) in _KINDS for child in module.modules()):
         return
     if "forward" in module.__dict__:
         return
@@ -131,6 +132,10 @@ def _state(module: nn.Module) -> tuple[Any, ...]:
             state += (id(found), own["training"], bool(hooks))
             waiting += own["_modules"].values()
     return tuple(state)
+
+
+def _precision() -> torch.dtype | None:
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
 
 
 def _signature(values: Any) -> tuple[Any, ...]:

@@ -5,26 +5,17 @@ that the conversion at the borders weighs about what it does in a net. Takes som
 """
 
 import functools
-import hashlib
-import json
 import math
-import os
-import platform
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from regrow.compaction import engine, native
+from regrow.compaction import cache, engine
 from regrow.compaction.program import BatchNorm, Convolution, Input, Operation, Program, Relu
-
-CACHE = "REGROW_CACHE"
-"""Environment variable: the folder of the table; by default regrow in the user's cache folder."""
 
 DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.5)
 DEPTH = 4
@@ -96,51 +87,21 @@ def agreed_table() -> Table:
 @functools.cache
 def table() -> Table:
     """The table for this machine, engine, torch and number of threads; measured if it is not there."""
-    path = _folder() / f"compact-{_key()}.json"
-    found = _read(path)
+    path = cache.path_of("compact", PROBES)
+    found = _sound(cache.read(path))
     if found is None:
         found = {probe.name: _entries(probe) for probe in PROBES}
-        _write(path, found)
+        cache.write(path, found)
     return found
 
 
-def _folder() -> Path:
-    base = os.environ.get(CACHE)
-    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "regrow"
-
-
-def _key() -> str:
-    library = Path(str(native.extension().__file__)).stat()
-    parts = [_cpu(), native.instruction_set(), torch.__version__, torch.get_num_threads(), library.st_size, PROBES]
-    return hashlib.blake2b(repr([*parts, int(library.st_mtime)]).encode(), digest_size=8).hexdigest()
-
-
-def _cpu() -> str:
+def _sound(found: Any) -> Table | None:
+    """What a file holds, if that is a table."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _read(path: Path) -> Table | None:
-    """The table in a file; None where there is none, or not a sound one."""
-    try:
-        found = json.loads(path.read_text())
         sound = all(0 < float(found[probe.name][str(density)]) < 1e6 for probe in PROBES for density in DENSITIES)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         return None
     return found if sound else None
-
-
-def _write(path: Path, found: Table) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(found, file, indent=1)
-        os.replace(file.name, path)
-    except OSError:
-        return  # a folder that cannot be written to: measured again in the next process
 
 
 def _entries(probe: Probe) -> dict[str, float]:

@@ -87,7 +87,7 @@ class Region(nn.Module):
         weight = self.members[0][0].weight
         if not weight.is_cpu:
             return None
-        dtype = _activations(weight)
+        dtype = activations(weight)
         if dtype not in self._executions:
             self._executions[dtype] = self._plan(weight.dtype, dtype)
         return self._executions[dtype]
@@ -106,8 +106,8 @@ class Region(nn.Module):
         return None
 
 
-def _activations(weight: Tensor) -> torch.dtype:
-    """What activations are stored as: bfloat16 under autocast, else what the weights are."""
+def activations(weight: Tensor) -> torch.dtype:
+    """What the engine stores activations as: bfloat16 under autocast, else what the weights are."""
     if torch.is_autocast_enabled("cpu") and weight.dtype == torch.float32:
         return torch.get_autocast_dtype("cpu")
     return weight.dtype

@@ -1,8 +1,13 @@
-"""Cuts a module's graph into regions: as large as they get around compact layers, everything else left to torch."""
+"""Cuts a module's graph into regions, as large as they get; everything else is left to torch.
+
+A region with a compact layer runs on the engine, its dense layers too. One of dense layers alone does so in training,
+where it is timed to be faster (:mod:`regrow.compaction.trial`).
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +20,7 @@ from regrow.compaction.layers import CompactLayer
 from regrow.compaction.operations import Step, Writer, has_hooks, recognise, shape, writes_in_place
 from regrow.compaction.program import Input, Program
 from regrow.compaction.region import Region
+from regrow.compaction.trial import is_faster
 
 
 class _Tracer(fx.Tracer):
@@ -58,9 +64,12 @@ def cut(
     known = {node: step for node, step in steps.items() if step is not None and not _left(node, modules, left_to_torch)}
     regions: list[Region] = []
     for nodes in _partitions(graph_module, known):
-        layers = [modules[str(node.target)] for node in nodes if node.op == "call_module"]
-        if any(isinstance(layer, CompactLayer) for layer in layers):
-            regions.append(_replace(graph_module, nodes, known, training, len(regions)))
+        draft = _write(nodes, known, training)
+        if any(isinstance(layer, CompactLayer) for layer in draft.region.members[0]) or (
+            training and is_faster(draft.region, [shape(source) or () for source in draft.outer])
+        ):
+            _replace(graph_module, nodes, draft, len(regions))
+            regions.append(draft.region)
     legalize_graph(graph_module)
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
@@ -87,14 +96,18 @@ def _partitions(graph_module: fx.GraphModule, known: Mapping[fx.Node, Step]) -> 
         yield [node for node in order if node in partition.nodes]
 
 
-def _replace(
-    graph_module: fx.GraphModule,
-    nodes: Sequence[fx.Node],
-    known: Mapping[fx.Node, Step],
-    training: bool,
-    number: int,
-) -> Region:
-    """Writes the nodes' program and puts one call of it in their place."""
+@dataclass(frozen=True)
+class _Draft:
+    """The program of some nodes: what it reads, and the numbers that its values have in it."""
+
+    region: Region
+    outer: list[fx.Node]
+    numbers: dict[fx.Node, int]
+    leaving: list[fx.Node]
+
+
+def _write(nodes: Sequence[fx.Node], known: Mapping[fx.Node, Step], training: bool) -> _Draft:
+    """The nodes' program; the graph stays as it is."""
     inside = set(nodes)
     writer, numbers, outer = Writer(), dict[fx.Node, int](), list[fx.Node]()
     for node in nodes:
@@ -110,11 +123,16 @@ def _replace(
         numbers[node] = step.write(writer, tuple(numbers[source] for source in step.sources))
     leaving = [node for node in nodes if any(user not in inside for user in node.users)]
     values = sorted({numbers[node] for node in leaving} - {numbers[source] for source in outer})
-    region = Region(
-        Program(tuple(writer.operations), tuple(values)), writer.layers, writer.offsets, writer.norms, training
-    )
+    program = Program(tuple(writer.operations), tuple(values))
+    region = Region(program, writer.layers, writer.offsets, writer.norms, training)
+    return _Draft(region, outer, numbers, leaving)
+
+
+def _replace(graph_module: fx.GraphModule, nodes: Sequence[fx.Node], draft: _Draft, number: int) -> None:
+    """Puts one call of the region in the place of its nodes."""
+    inside, numbers, outer, values = set(nodes), draft.numbers, draft.outer, draft.region.program.outputs
     name = f"region{number}"
-    graph_module.add_module(name, region)
+    graph_module.add_module(name, draft.region)
     graph = graph_module.graph
     with graph.inserting_after(nodes[-1]):
         call = graph.call_module(name, tuple(outer))
@@ -122,11 +140,10 @@ def _replace(
     with graph.inserting_after(call):
         for position, value in enumerate(values):
             made[value] = call if len(values) == 1 else graph.call_function(_item, (call, position))
-    for node in leaving:
+    for node in draft.leaving:
         node.replace_all_uses_with(made[numbers[node]], delete_user_cb=lambda user: user not in inside)
     for node in reversed(nodes):
         graph.erase_node(node)
-    return region
 
 
 def _item(values: Sequence[Tensor], position: int) -> Tensor:

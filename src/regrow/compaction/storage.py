@@ -43,6 +43,8 @@ class CompactStorage:
             if parameter is not None
         )
         self.handles = checkpoint.register(optimizer, self.layers)
+        if native.available():
+            graph.install(model, self.left_to_torch)
 
     def place(self, layer: StoredLayer) -> StoredLayer:
         """A compacted layer where that is possible and the density is low enough."""
@@ -81,10 +83,13 @@ class CompactStorage:
     def notes(self) -> Mapping[str, str]:
         """Storage of each layer, with the reason where it is dense."""
         runners = {id(layer): region.runner for region in graph.regions(self.model) for layer in region.members[0]}
-        dense = {name: f"dense: {reason}" for name, reason in self.reasons.items()}
-        return dense | {
+        notes = {
             name: f"compact: {runners.get(id(layer.module), 'not run yet')}" for name, layer in self.layers.items()
         }
+        for name, reason in self.reasons.items():
+            runner = runners.get(id(self.model.get_submodule(name.rpartition(".")[0])))
+            notes[name] = f"dense: {reason}" + (f"; {runner}" if runner else "")
+        return notes
 
     def remove(self) -> None:
         """Dense weights, dense optimizer state, the modules' own forward."""

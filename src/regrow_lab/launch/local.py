@@ -233,11 +233,10 @@ def _work(connection: Connection, device: str, directory: Path, checkpoint_secon
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
-    import torch
-
+    from regrow_lab.machine import take_threads
     from regrow_lab.train import train
 
-    torch.set_num_threads(1)
+    take_threads(1)
     training, stop, spoke = False, False, 0.0
 
     def end(number: int, frame: object) -> None:

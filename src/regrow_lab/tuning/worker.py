@@ -59,9 +59,9 @@ def work(connection: Connection, options: Search, problems: Sequence[Problem]) -
         signal.signal(warning, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, end)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    import torch
+    from regrow_lab.machine import take_threads
 
-    torch.set_num_threads(1)
+    take_threads(1)
     try:
         for problem in problems:
             worker = Worker(options, problem, lambda line: connection.send(("line", line)), lambda: stop)

@@ -1,0 +1,139 @@
+"""Regions of dense layers: timed once, on the engine where that is faster, with nothing of the model touched."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from nets import sgd
+from torch import nn
+from torch.nn import functional as F
+
+import regrow
+from regrow.compaction import cache, graph, trial
+from regrow.compaction.region import SWITCH, Region
+from regrow_lab.models import find_model
+
+pytestmark = pytest.mark.usefixtures("runs_engine")
+DENSE = regrow.static(sparsity=0.2)
+
+
+@pytest.fixture(autouse=True)
+def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(trial, "SECONDS", 0.0)
+    trial._known.clear()
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return find_model("wrn-10-1")(num_classes=10, dropout=0.3)
+
+
+def attached(model: nn.Module) -> regrow.Sparsifier:
+    return regrow.attach(model, sgd(model), DENSE, storage="compact")
+
+
+def answers(monkeypatch: pytest.MonkeyPatch, *ratios: float) -> list[tuple[Region, torch.dtype]]:
+    """Has the trial say these ratios, and returns the list of what was asked."""
+    waiting, asked = list(ratios), list[tuple[Region, torch.dtype]]()
+
+    def measure(region: Region, inputs: object, dtype: torch.dtype) -> float:
+        asked.append((region, dtype))
+        return waiting.pop(0)
+
+    monkeypatch.setenv(SWITCH, "auto")
+    monkeypatch.setattr(trial, "_measure", measure)
+    monkeypatch.setattr("regrow.compaction.measured.agreed_table", lambda: None)
+    return asked
+
+
+@pytest.mark.parametrize(("ratio", "on_engine"), [(3.0, True), (1.05, False), (0.0, False)])
+def test_the_faster_one_trains_a_dense_net(ratio: float, on_engine: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = answers(monkeypatch, ratio)
+    model = net()
+    sparsifier = attached(model)
+    model(torch.randn(32, 3, 8, 8)).sum().backward()
+    assert len(asked) == 1
+    assert bool(graph.regions(model)) == on_engine
+    assert ("engine" in str(sparsifier)) == on_engine
+    model.eval()
+    model(torch.randn(32, 3, 8, 8))
+    assert not graph.regions(model), "the trial is one of training"
+
+
+def test_each_precision_is_timed_once_on_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = answers(monkeypatch, 2.0, 0.5)
+    for _ in range(3):
+        trial._known.clear()  # as another process
+        model = net()
+        attached(model)
+        for enabled in (False, True, False):
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                model(torch.randn(32, 3, 8, 8)).float().sum().backward()
+            assert bool(graph.regions(model)) != enabled
+    assert [dtype for _, dtype in asked] == [torch.float32, torch.bfloat16]
+
+
+def test_few_images_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers(monkeypatch)
+    model = net()
+    attached(model)
+    model(torch.randn(8, 3, 8, 8)).sum().backward()
+    assert not graph.regions(model)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_trial_leaves_no_trace(layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SWITCH, "auto")
+    monkeypatch.setattr("regrow.compaction.measured.agreed_table", lambda: None)
+    monkeypatch.setattr(trial, "LEAST", float("inf"))
+    model = net().to(memory_format=layout)
+    plain = copy.deepcopy(model)
+    attached(model)
+    plain.load_state_dict(model.state_dict())
+    inputs = torch.randn(32, 3, 8, 8).to(memory_format=layout)
+    found = []
+    for each in (plain, model):
+        torch.manual_seed(5)
+        output = each(inputs)
+        output.sum().backward()
+        found.append((output, torch.get_rng_state(), each.state_dict()))
+    (expected, state, tensors), (output, other_state, other_tensors) = found
+    assert torch.equal(output, expected)
+    assert torch.equal(state, other_state)
+    assert all(torch.equal(value, other_tensors[name]) for name, value in tensors.items())
+    assert [0 < ratio < 1e3 for ratio in trial._known.values()] == [True]
+
+
+def test_a_file_that_is_none_is_measured_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for damage in ("{", '"fast"', "-1.0", "NaN"):
+        asked = answers(monkeypatch, 2.0)
+        model = net()
+        attached(model)
+        model(torch.randn(32, 3, 8, 8)).sum().backward()
+        assert len(asked) == 1, damage
+        (file,) = (tmp_path / "cache").iterdir()
+        file.write_text(damage)
+        trial._known.clear()
+
+
+def test_dense_layers_on_the_engine_train_as_with_torch() -> None:
+    shape, losses = (32, 3, 8, 8), []
+    recipe = regrow.gradual_pruning(sparsity=0.9, total_steps=60, every=2, start=4)
+    generator = torch.Generator().manual_seed(1)
+    images, labels = torch.randn((8, *shape), generator=generator), torch.randint(10, (8, 32), generator=generator)
+    for storage in ("dense", "compact"):
+        torch.manual_seed(0)
+        model = find_model("wrn-10-1")(num_classes=10, dropout=0.0).double()
+        sparsifier = regrow.attach(model, optimizer := sgd(model), recipe, storage=storage)  # type: ignore[arg-type]
+        losses.append(list[float]())
+        for inputs, targets in zip(images.double(), labels, strict=True):
+            loss = F.cross_entropy(model(inputs), targets)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses[-1].append(loss.item())
+    assert graph.regions(model)
+    assert "dense: density above 0.5; engine" in str(sparsifier)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-9)
