@@ -5,6 +5,7 @@
 
 #include "plan.hpp"
 #if defined(REGROW_HAS_AMX)
+#include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -25,10 +26,17 @@ REGROW_DECLARE(avx512_bf16)
 #if defined(REGROW_HAS_AMX)
 REGROW_DECLARE(amx)
 
+// clang 14 compiles the tile intrinsics and knows no name to ask __builtin_cpu_supports for them.
+static bool has_tiles() {
+    unsigned a, b, c, d = 0;
+    constexpr unsigned kBFloat16 = 1u << 22, kTile = 1u << 24;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kBFloat16) && (d & kTile);
+}
+
 // Linux gives a process tile registers on request.
 static bool tiles_granted() {
     constexpr long kRequest = 0x1023, kTileData = 18;
-    static const bool granted = __builtin_cpu_supports("amx-bf16") && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+    static const bool granted = has_tiles() && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
     return granted;
 }
 #endif
