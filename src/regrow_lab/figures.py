@@ -223,8 +223,8 @@ def _by_error(accuracy: ArrayLike) -> NDArray[np.float64]:
     return -np.log(np.maximum(100 - np.asarray(accuracy, dtype=np.float64), 0.1))
 
 
-def accuracy_axis(axes: Axes, summaries: Sequence[Summary]) -> None:
-    """The same accuracy axis for every panel, and the dense net as a line across."""
+def accuracy_scale(axes: Axes, summaries: Sequence[Summary]) -> None:
+    """The same accuracy axis for every panel: wide enough for all cells, spaced by the log of the error."""
     places = _by_error([summary.mean for summary in summaries if summary.mean is not None] or [0.0, 99.0])
     margin = 0.1 * (places.max() - places.min()) + 0.05
     bottom, top = places.min() - margin, places.max() + margin
@@ -234,6 +234,11 @@ def accuracy_axis(axes: Axes, summaries: Sequence[Summary]) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda accuracy, _: f"{accuracy:g}"))
     axes.grid(True, axis="y", color="#eeeeee")
+
+
+def accuracy_axis(axes: Axes, summaries: Sequence[Summary]) -> None:
+    """The accuracy's scale, and the dense net as a line across."""
+    accuracy_scale(axes, summaries)
     for summary in summaries:
         if summary.method == "dense" and summary.mean is not None:
             axes.axhline(summary.mean, color="#333333", lw=1, ls=(0, (4, 3)), zorder=1)

@@ -22,7 +22,7 @@ from regrow_lab.progress import progress_for
 from regrow_lab.signals import exit_code
 from regrow_lab.studies import ALL, studies_of, study_runs, usual_storage
 
-OF_IMAGES = ("table1", "table2", "table3", "table5", "figure3", "figure4", "struct")
+OF_IMAGES = ("table1", "table2", "table3", "table5", "figure3", "figure4", "struct", "storages")
 """Studies that --data-dir turns to cifar10-jpeg at the small scale, and that --data is for where all are done."""
 
 
@@ -31,7 +31,8 @@ class Study:
     """Do a study, by default on all cores, print its table and write its report; one that was stopped goes on."""
 
     name: tyro.conf.Positional[str]
-    """The study: digits, cifar10, table1, table2, table3, table5, figure3, figure4, struct, tickets, charlm; or all."""
+    """The study: digits, cifar10, table1, table2, table3, table5, figure3, figure4, struct, tickets, charlm,
+    storages; or all."""
     seeds: int = 3
     """Seeds of every setting, from 0."""
     workers: int | None = None

@@ -1,4 +1,4 @@
-"""The figures of single studies: learning rates, equal FLOPs, redistribution over the steps, tickets and instability.
+"""The figures of single studies: learning rates, equal FLOPs, redistribution over the steps, tickets, storages, ….
 
 Pure functions from summaries or stored runs to a figure, None where there is nothing to draw.
 """
@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from regrow_lab.figures import accuracy_axis
+from regrow_lab.figures import accuracy_axis, accuracy_scale
 from regrow_lab.store import StoredRun
 from regrow_lab.summary import Summary
 
@@ -30,6 +30,7 @@ KINDS = {
     ("shuffled", False): "masks shuffled",
 }
 """(start, whether rewound to a later step) -> what a kind of iterative pruning is called."""
+UNITS = ((3600, "hours"), (60, "minutes"), (1, "seconds"))
 NAMES = {"uniform": "uniform", "erk": "ERK", "er": "ER", "flop-aware": "FLOP-aware"}
 
 
@@ -173,6 +174,35 @@ def instability(runs: Sequence[StoredRun]) -> Figure | None:
     _done(figure, [axes], "")
     axes.set_ylabel("instability: rise of the test error on the line [points]")
     return figure
+
+
+def storages(summaries: Sequence[Summary]) -> Figure | None:
+    """Accuracy against the wall time of a run by storage and precision, a panel a sparsity, the dense nets in each."""
+    cells = [cell for cell in summaries if cell.mean is not None and "precision=" in cell.variant]
+    sparsities = sorted({cell.sparsity for cell in cells if cell.method != "dense"})
+    if not sparsities:
+        return None
+    kinds = list(dict.fromkeys((cell.method, cell.variant) for cell in cells))
+    longest = max(cell.seconds for cell in cells)
+    unit, name = next((unit, name) for unit, name in UNITS if longest >= 2 * unit or unit == 1)
+    figure, all_axes = _panels(len(sparsities))
+    for axes, sparsity in zip(all_axes, sparsities, strict=True):
+        axes.set_title(f"S = {sparsity:g}")
+        for cell in cells:
+            if cell.sparsity in (0.0, sparsity):
+                label = f"{cell.label.split(' (')[0]}, {_words(cell.variant)}"
+                _line(axes, [cell.seconds / unit], [cell], kinds.index((cell.method, cell.variant)), label)
+        axes.set_xlim(left=0)
+        axes.set_xlabel(f"{name} a run")
+        accuracy_scale(axes, cells)
+    return _done(figure, all_axes, "Error bars: standard deviation over seeds.")
+
+
+def _words(variant: str) -> str:
+    """What sets storages apart, without the names of the fields."""
+    fields = dict(part.split("=") for part in variant.split(", "))
+    precision = {"float32": "fp32"}.get(fields["precision"], fields["precision"])
+    return {"compact": "compact ", "dense": "masked "}.get(fields.get("storage", ""), "") + precision
 
 
 def _panels(number: int, width: float = 4.4) -> tuple[Figure, list[Axes]]:

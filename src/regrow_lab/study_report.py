@@ -19,7 +19,7 @@ from regrow_lab.store import StoredRun
 from regrow_lab.summary import Summary, summarise
 
 CLAIMS = "claims.md"
-OWN_FIGURES = ("figure3", "figure4", "tickets")
+OWN_FIGURES = ("figure3", "figure4", "tickets", "storages")
 """Studies that are not about methods at a few sparsities: the figures of any folder of runs do not fit them."""
 
 
@@ -49,6 +49,8 @@ def study_pictures(
         made = [("equal_flops", "RigL against FLOPs by distribution", study_figures.equal_flops(summaries))]
     if name == "table5":
         made = [("flops_steps", "Forward FLOPs over the training", study_figures.flops_over_steps(runs))]
+    if name == "storages":
+        made = [("storages", "Accuracy against the time of a run", study_figures.storages(summaries))]
     if name == "tickets":
         made = [
             ("tickets", "Iterative pruning and its controls", study_figures.tickets(summaries)),

@@ -55,6 +55,17 @@ def test_compact_storage_is_for_the_methods_that_can_and_usual_for_cifar_on_a_cp
     assert usual_storage(study_runs("cifar10", 1), "cuda:1") == "dense"
 
 
+def test_a_study_of_storages_keeps_them() -> None:
+    for storage in ("dense", "compact"):
+        runs = study_runs("storages", 2, "paper", "cifar10-jpeg", storage=storage)  # type: ignore[arg-type]
+        rows = Counter((run.method, run.storage, run.precision) for run in runs)
+        sparse = {
+            ("rigl", storage, precision): 4 for storage in ("dense", "compact") for precision in ("float32", "bf16")
+        }
+        assert rows == sparse | {("dense", "dense", "float32"): 2, ("dense", "dense", "bf16"): 2}
+        assert {(run.model, run.epochs, run.data) for run in runs} == {("wrn-22-2", 30, "cifar10-jpeg")}
+
+
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="unknown study 'digit': choose one of digits"):
         study_runs("digit", 3)

@@ -233,6 +233,22 @@ def test_figures_of_the_studies(tmp_path: Path) -> None:
     assert study_figures.learning_rates(cells(tmp_path)) is study_figures.equal_flops(cells(tmp_path)) is None
 
 
+def test_storages_stand_in_a_figure_by_their_time(tmp_path: Path) -> None:
+    seeds(tmp_path, "dense", 0.0, mean=98.0, precision="bf16", result={"seconds": 300.0})
+    for precision in ("float32", "bf16"):
+        for storage, seconds in (("dense", 290.0), ("compact", 60.0)):
+            fields = {"precision": precision, "storage": storage, "result": {"seconds": seconds}}
+            seeds(tmp_path, "rigl", 0.9, mean=97.0, **fields)
+    figure = study_figures.storages(cells(tmp_path))
+    assert figure is not None
+    labels = {text.get_text() for legend in figure.legends for text in legend.get_texts()}
+    assert labels == {f"RigL, {how} {what}" for how in ("masked", "compact") for what in ("fp32", "bf16")}
+    assert figure.axes[0].get_xlabel() == "minutes a run"
+    (first, *_) = figure.axes[0].containers
+    assert first[0].get_xdata().tolist() == [1.0]
+    assert study_figures.storages([]) is None
+
+
 def test_a_studys_report_has_its_comparison_and_its_figures(tmp_path: Path) -> None:
     open_study(tmp_path, "table2", 3, scale="small", data="")
     seeds(tmp_path, "rigl", 0.9, mean=97.0)

@@ -12,6 +12,7 @@ from regrow_lab.studies.cifar10 import cifar10
 from regrow_lab.studies.digits import digits
 from regrow_lab.studies.figure3 import figure3
 from regrow_lab.studies.figure4 import figure4
+from regrow_lab.studies.storages import storages
 from regrow_lab.studies.struct import struct
 from regrow_lab.studies.table1 import table1
 from regrow_lab.studies.table2 import table2
@@ -39,6 +40,7 @@ STUDIES: dict[str, Study] = {
     "struct": struct,
     "tickets": tickets,
     "charlm": charlm,
+    "storages": storages,
 }
 ALL = "all"
 
@@ -48,6 +50,8 @@ def study_runs(
 ) -> list[RunConfig]:
     """The runs of the study `name` with `seeds` seeds (0 to seeds - 1) each, in `storage` where their method can be.
 
+    A study that sets storages beside each other keeps them.
+
     Raises ValueError for a name that is no study, fewer seeds than one, and what the study itself refuses.
     """
     if name not in STUDIES:
@@ -56,6 +60,8 @@ def study_runs(
         raise ValueError(f"a study needs 1 seed or more, given {seeds}")
     wanted = {"scale": scale} if scale != "small" else {}
     runs = STUDIES[name](seeds, **wanted, **({} if data is None else {"data": data}))
+    if any(run.storage != "dense" for run in runs):
+        return runs
     return [run if run.method in DENSE_ONLY else dataclasses.replace(run, storage=storage) for run in runs]
 
 
