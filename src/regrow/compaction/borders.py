@@ -59,6 +59,11 @@ class Borders:
             {term.norm: (at.channels, at.height * at.width) for term, at in terms if term.norm is not None},
         )
 
+    @property
+    def has_images(self) -> bool:
+        """Whether an input has more than one pixel."""
+        return any(op.height * op.width > 1 for op in self.inputs)
+
     def incoming(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The inputs as the engine reads them. Raises ValueError for a wrong number or shape."""
         if len(tensors) != len(self.inputs):
