@@ -276,17 +276,28 @@ REGROW_INLINE void finish_tile(const Target& t, int tile, int y, int c, int x, i
             finish_line<T>(t, tile, y, c, x + j * step, v + j * T::parts, sums);
 }
 
-// a whole row of lines, [channel][width], as rows of element-wise steps end
+// One channel of a row of lines, as element-wise steps end.
+template <class T>
+static void finish_channel(const Target& t, int tile, int y, int c, const char* lines, typename T::V* sums) {
+    constexpr int kAtATime = 4;
+    typename T::V v[kAtATime * T::parts];
+    const int width = t.shape.width;
+    int x = 0;
+    for (; x + kAtATime <= width; x += kAtATime, lines += kAtATime * kLine) {
+        for (int j = 0; j < kAtATime; j++)
+            T::load(lines + j * kLine, v + j * T::parts);
+        finish<T, kAtATime>(t, tile, y, c, x, 1, v, sums + c * kStatistics);
+    }
+    for (; x < width; x++, lines += kLine) {
+        T::load(lines, v);
+        finish<T, 1>(t, tile, y, c, x, 1, v, sums + c * kStatistics);
+    }
+}
+// a whole row, [channel][width]
 template <class T>
 static void finish_row(const Target& t, int tile, int y, const char* lines, typename T::V* sums) {
-    using V = typename T::V;
-    const int width = t.shape.width;
     for (int c = 0; c < t.shape.channels; c++)
-        for (int x = 0; x < width; x++) {
-            V v[T::parts];
-            T::load(lines + (size_t(c) * width + x) * kLine, v);
-            finish<T, 1>(t, tile, y, c, x, 1, v, sums + c * kStatistics);
-        }
+        finish_channel<T>(t, tile, y, c, lines + size_t(c) * t.shape.width * kLine, sums);
 }
 
 // Partial sums in the arithmetic's own precision grow over a few rows and are then added to doubles: the double flush
