@@ -102,6 +102,19 @@ def equal_flops(one: str, other: str) -> Finder:
     return find
 
 
+def same_training() -> Finder:
+    """RigL that trained as long as makes its training FLOPs those of the dense net, within 5 %, against that net."""
+
+    def find(cells: Cells) -> Iterable[Pair]:
+        usable = _usable(cells)
+        for a, b in product(usable, usable):
+            longer = a.method == "rigl" and a.multiplier > 1 and abs(a.train_ratio - 1) <= 0.05
+            if longer and b.method == "dense" and (a.model, a.data) == (b.model, b.data):
+                yield Pair(f"{a.label} against {b.label}, S = {a.sparsity:g}, {a.model} on {a.data}", a, b)
+
+    return find
+
+
 def tuned(field: str, reference: Callable[[dict[str, str]], bool]) -> Finder:
     """The reference setting of `field` against the best of all that were tried, per distribution and sparsity."""
 

@@ -81,9 +81,13 @@ def study_folders(directory: Path) -> list[Path]:
 
 def write_claims(directory: Path) -> Path:
     """Write claims.md of the studies under `directory`, from their stored runs. Raises ValueError if there are none."""
-    studies, scales = {}, {}
+    studies, scales, known = {}, {}, set()
     for folder in study_folders(directory):
         study = study_of(folder)
+        what = tuple(study.get(field) for field in ("study", "scale", "data"))
+        if what in known and None not in what[:1]:
+            continue
+        known.add(what)
         cells = cells_of(store.read_runs(folder)) if (folder / "runs").is_dir() else ()
         if cells:
             nets = ", ".join(dict.fromkeys(f"{cell.model} on {cell.data}" for cell in cells))

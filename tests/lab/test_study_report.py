@@ -21,7 +21,7 @@ from regrow_lab.pairs import Pair, quantile
 from regrow_lab.report import write_report
 from regrow_lab.store import open_study, read_runs
 from regrow_lab.studies import STUDIES
-from regrow_lab.study_report import cells_of
+from regrow_lab.study_report import cells_of, write_claims
 from regrow_lab.summary import Summary
 
 WRN = {"model": "wrn-22-2", "data": "cifar10"}
@@ -158,6 +158,35 @@ def test_what_is_noise_or_a_single_seed_or_a_collapse_is_no_support(tmp_path: Pa
     seeds(tmp_path / "collapse", "rigl", 0.99, mean=40.0)
     seeds(tmp_path / "collapse", "set", 0.99, mean=20.0)
     assert verdicts(tmp_path / "collapse")["RigL is above SET"] == ("not tested", 0)
+
+
+def test_one_cell_of_many_is_chance_and_many_of_one_direction_are_not(tmp_path: Path) -> None:
+    sparsities = [0.5 + 0.04 * number for number in range(10)]
+    for number, sparsity in enumerate(sparsities):
+        for method, mean in (("rigl", 96.0 + 3 * (number == 0) - 0.2 * (number % 2)), ("set", 95.9), ("static", 95.0)):
+            seeds(tmp_path, method, sparsity, mean=mean, spread=1.2 if number else 0.1)
+    found = verdicts(tmp_path)
+    assert found["RigL is above SET"] == ("not shown", 10), "one in ten beyond noise, five of the others each way"
+    assert found["RigL is above static sparse training"] == ("holds", 10), "all ten in one direction, one beyond noise"
+
+
+def test_no_worse_has_a_margin(tmp_path: Path) -> None:
+    claim = "RigL is no worse than SNFS at a fraction of its training FLOPs"
+    for mean, word in ((97.0, "holds"), (96.7, "holds"), (96.0, "not shown")):
+        for method, middle in (("rigl", mean), ("snfs", 97.0)):
+            seeds(tmp_path / str(mean), method, 0.9, mean=middle, spread=2.0)
+        assert verdicts(tmp_path / str(mean))[claim] == (word, 1)
+    for sparsity in (0.8, 0.9, 0.95, 0.98, 0.99, 0.5):
+        for method, middle in (("rigl", 96.8), ("snfs", 97.0)):
+            seeds(tmp_path / "below", method, sparsity, mean=middle, spread=2.0)
+    assert verdicts(tmp_path / "below")[claim] == ("does not hold", 6), "a little below, and always"
+
+
+def test_a_study_in_two_storages_counts_once(tmp_path: Path) -> None:
+    for folder, storage in (("digits", "dense"), ("digits-compact", "compact")):
+        open_study(tmp_path / folder, "digits", 3, scale="small", data="", storage=storage)
+        seeds(tmp_path / folder, "rigl", 0.9, mean=97.0 + 0.01 * (storage == "compact"))
+    assert "digits-compact" not in write_claims(tmp_path).read_text()
 
 
 def test_a_pair_is_judged_by_welchs_test(tmp_path: Path) -> None:
