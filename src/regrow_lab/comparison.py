@@ -22,6 +22,7 @@ HEAD = (
     "paper",
     "time train, test",
     "paper",
+    "time ÷ RigL's",
     "peak MiB",
     "hours",
 )
@@ -36,7 +37,7 @@ def comparisons(study: Mapping[str, Any], summaries: Sequence[Summary]) -> tuple
         study: the content of study.json.
         summaries: of the study's runs, as `summarise` leaves them.
     """
-    published = paper.OF_STUDY.get(str(study.get("study")), ())
+    published = paper.BESIDE.get(str(study.get("study")), ())
     kinds = list(dict.fromkeys((summary.model, summary.data) for summary in summaries))
     grids = []
     for model, data in kinds:
@@ -56,7 +57,7 @@ def comparison(study: Mapping[str, Any], summaries: Sequence[Summary], table: Pu
     for summary in summaries:
         value = printed.get(summary.label, {}).get(summary.sparsity)
         known.add((summary.label, summary.sparsity))
-        rows.append(_row(summary, value, table))
+        rows.append(_row(summary, value, table, _rigl_of(summary, summaries)))
     for label, cells in printed.items():
         for sparsity, value in cells.items():
             if (label, sparsity) not in known:
@@ -66,7 +67,7 @@ def comparison(study: Mapping[str, Any], summaries: Sequence[Summary], table: Pu
     first = summaries[0]
     beside = ": memory and hours too" if table is None else f", beside {table.name} of the report"
     title = f"{first.model} on {first.data}{beside}"
-    notes = (*_notes(study, first, table), *slips)
+    notes = (*_notes(study, summaries, table), *slips)
     return Grid(title, HEAD, tuple(rows), notes).without_empty_columns()
 
 
@@ -75,8 +76,16 @@ def is_same(summary: Summary, table: Published) -> bool:
     return (summary.model, SAME_DATA.get(summary.data, summary.data)) == (table.model, table.data)
 
 
-def _row(summary: Summary, value: Value | None, table: Published | None) -> tuple[str, ...]:
+def _rigl_of(summary: Summary, summaries: Sequence[Summary]) -> Summary | None:
+    """RigL with the same distribution and sparsity, beside a method that is not a row of it."""
+    where = (summary.distribution, summary.sparsity, 1)
+    alike = (each for each in summaries if (each.distribution, each.sparsity, each.multiplier) == where)
+    return next((each for each in alike if each.method == "rigl" != summary.method), None)
+
+
+def _row(summary: Summary, value: Value | None, table: Published | None, rigl: Summary | None) -> tuple[str, ...]:
     wall = (summary.wall_train, summary.wall_test)
+    of_rigl = (rigl.wall_train, rigl.wall_test) if rigl is not None else (None, None)
     difference = MISSING if value is None or summary.mean is None else f"{summary.mean - value.accuracy:+.1f}"
     flops = f"{summary.train_ratio:.3f}x, {summary.test_ratio:.3f}x"
     if summary.method == "dense":
@@ -94,8 +103,9 @@ def _row(summary: Summary, value: Value | None, table: Published | None) -> tupl
         _number(summary.bits, summary.bits_std, 3),
         flops,
         printed_flops,
-        MISSING if wall[0] is None or wall[1] is None else f"{wall[0]:.2f}x, {wall[1]:.2f}x",
+        _times(*wall),
         MISSING if value is None or value.wall is None else f"{value.wall:g}x",
+        _times(*(a / b if a is not None and b else None for a, b in zip(wall, of_rigl, strict=True))),
         MISSING if summary.peak_memory_mib is None else f"{summary.peak_memory_mib:.0f}",
         f"{summary.hours:.2g}" if summary.hours >= 0.01 else f"{summary.hours:.5f}",
     )
@@ -104,7 +114,11 @@ def _row(summary: Summary, value: Value | None, table: Published | None) -> tupl
 def _row_without_ours(label: str, sparsity: float, value: Value) -> tuple[str, ...]:
     wall = MISSING if value.wall is None else f"{value.wall:g}x"
     ours = (MISSING, MISSING, _printed(value), MISSING, MISSING, MISSING, _flops(value), MISSING, wall)
-    return (label, f"{sparsity:g}", *ours, MISSING, MISSING)
+    return (label, f"{sparsity:g}", *ours, MISSING, MISSING, MISSING)
+
+
+def _times(train: float | None, test: float | None) -> str:
+    return MISSING if train is None or test is None else f"{train:.2f}x, {test:.2f}x"
 
 
 def _number(mean: float | None, std: float | None, places: int) -> str:
@@ -123,7 +137,8 @@ def _flops(value: Value | None) -> str:
     return MISSING if value is None or value.train is None else f"{value.train:.2f}x, {value.test:.2f}x"
 
 
-def _notes(study: Mapping[str, Any], ours: Summary, table: Published | None) -> list[str]:
+def _notes(study: Mapping[str, Any], summaries: Sequence[Summary], table: Published | None) -> list[str]:
+    ours = summaries[0]
     scale = study.get("scale", "small")
     notes = [f"Ours: scale {scale}, {ours.model} on {ours.data}."]
     if table is not None:
@@ -141,6 +156,11 @@ def _notes(study: Mapping[str, Any], ours: Summary, table: Published | None) -> 
                 " of a reproduction."
             )
         notes += [theirs, said]
+    if any(summary.wall_train is not None for summary in summaries):
+        notes.append(
+            "Time of a step relative to a dense net's, measured in turns: the median over the seeds of a run's median "
+            "ratio; the dense row, one such net against another, tells how far to trust them."
+        )
     notes.append("Accuracy: test, percent, mean ± sample standard deviation. FLOPs relative to dense; dense: a sample.")
-    notes.append("Peak memory (of the process on a CPU, which holds earlier runs too) and hours: means of one run.")
+    notes.append("Peak memory (on a CPU of the process, from the run's beginning on) and hours: means of one run.")
     return notes

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from regrow_lab.training import Training
 LINE_BATCHES = 10
 """Training batches from which batch norm's statistics are taken anew on the line."""
 TIMING_ROUNDS = 15
+TIMING_SECONDS = 0.03
 GRASP_PASSES = 9
 """FLOPs of GraSP's scores in forward passes: a gradient (3) and a product with the Hessian (6)."""
 
@@ -46,6 +48,7 @@ def result_of(training: Training) -> dict[str, Any]:
         "diverged_at": training.diverged_at,
         "sparsity": training.sparsity,
         "densities": sparsifier.densities if sparsifier else {},
+        "sparse_flops_by_epoch": [row["sparse_flops"] for row in training.rows],
         **costs(training),
         "steps": training.step,
         "weight_steps": sparsifier.weight_steps if sparsifier else training.step,
@@ -121,8 +124,9 @@ def line(training: Training) -> dict[str, Any]:
 def wall_times(training: Training) -> dict[str, Any]:
     """Time of the run's net relative to the dense net's, measured in turns; of rigl-struct without its dead channels.
 
-    train: forward and backward pass of a training batch. test: forward pass of it in evaluation mode. Medians over
-    `TIMING_ROUNDS` rounds.
+    train: forward and backward pass of a training batch. test: forward pass of it in evaluation mode. Each ratio is of
+    two times of one round, taken one after the other and `TIMING_SECONDS` long at least: the median over
+    `TIMING_ROUNDS` rounds, with the smallest and the largest.
     """
     device, data, config = training.device, training.data, training.config
     inputs, labels = next(iter(data.train.batches(torch.arange(len(data.train)), config.batch_size)))
@@ -134,15 +138,7 @@ def wall_times(training: Training) -> dict[str, Any]:
         for each in (net, dense):
             each.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def seconds(step: Callable[[], object]) -> float:
-        began = time.perf_counter()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - began
-
     def training_step(model: nn.Module) -> None:
-        model.train()
         with training.precision():
             outputs = model(inputs)
         loss_of(outputs.float(), labels).backward()
@@ -150,25 +146,39 @@ def wall_times(training: Training) -> dict[str, Any]:
 
     @torch.no_grad()
     def test_step(model: nn.Module) -> None:
-        model.eval()
         with training.precision():
             model(inputs)
 
-    times: dict[str, list[float]] = {"train": [], "dense train": [], "test": [], "dense test": []}
-    for _ in range(TIMING_ROUNDS + 2):
-        times["train"].append(seconds(lambda: training_step(net)))
-        times["dense train"].append(seconds(lambda: training_step(dense)))
-        times["test"].append(seconds(lambda: test_step(net)))
-        times["dense test"].append(seconds(lambda: test_step(dense)))
-    medians = {name: statistics.median(values[2:]) for name, values in times.items()}  # the first two warm up
+    found: dict[str, Any] = {}
+    for name, step in (("train", training_step), ("test", test_step)):
+        for model in (net, dense):
+            model.train(name == "train")
+        repeats = 1
+        while _seconds(partial(step, dense), repeats, device) * repeats < TIMING_SECONDS:
+            repeats *= 2
+        rounds = []
+        for number in range(TIMING_ROUNDS):
+            order = (net, dense) if number % 2 else (dense, net)
+            taken = {id(model): _seconds(partial(step, model), repeats, device) for model in order}
+            rounds.append((taken[id(net)], taken[id(dense)]))
+        ratios = sorted(ours / theirs for ours, theirs in rounds)
+        found[f"{name}_ratio"] = statistics.median(ratios)
+        found[f"{name}_ratio_min"], found[f"{name}_ratio_max"] = ratios[0], ratios[-1]
+        found[f"dense_{name}_seconds"] = statistics.median(times[1] for times in rounds)
     weights = sum(layer.size for layer in regrow.find_layers(net).values())
-    return {
-        "train_ratio": medians["train"] / medians["dense train"],
-        "test_ratio": medians["test"] / medians["dense test"],
-        "dense_train_seconds": medians["dense train"],
-        "dense_test_seconds": medians["dense test"],
+    return found | {
         "batch_size": len(labels),
         "rounds": TIMING_ROUNDS,
         "weights": weights,
         "flops_ratio": regrow.count_flops(net, data.example).dense / training.dense_flops,
     }
+
+
+def _seconds(step: Callable[[], object], repeats: int, device: torch.device) -> float:
+    """Time of one step, over so many of them."""
+    began = time.perf_counter()
+    for _ in range(repeats):
+        step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (time.perf_counter() - began) / repeats

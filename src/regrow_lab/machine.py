@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import platform
+import re
 import resource
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -22,7 +26,7 @@ def take_threads(threads: int) -> None:
     page by page again: a fifth of a step of a small convolutional net. So it is kept.
     """
     torch.set_num_threads(threads)
-    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+    if _has_glibc():
         libc = ctypes.CDLL(None)
         for setting, size in KEPT.items():
             libc.mallopt(setting, size)
@@ -40,11 +44,34 @@ def device_named(name: str) -> torch.device:
     return torch.device(name)
 
 
+def forget_peak_memory(device: torch.device) -> None:
+    """Has the peak of memory counted from here on, so that a run is not charged with those before it in its process.
+
+    On a CPU that is Linux's affair; elsewhere the peak stays that of the whole process.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    gc.collect()
+    if _has_glibc():
+        ctypes.CDLL(None).malloc_trim(0)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the device's peak allocation, or for the CPU the peak of the whole process."""
+    """Bytes: the device's peak allocation, or for the CPU the peak of the process, since it was last forgotten."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError):
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        if found is not None:
+            return int(found[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _has_glibc() -> bool:
+    return sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
 
 
 def describe(device: torch.device) -> str:

@@ -232,6 +232,8 @@ OF_STUDY: Mapping[str, tuple[Published, ...]] = {
     "struct": (STRUCT_CIFAR_10, STRUCT_CIFAR_100),
 }
 """Study -> the tables that it rebuilds."""
+BESIDE = {**OF_STUDY, "cifar10": (TABLE_2,)}
+"""Study -> the tables that it is set beside: those, and one of which it holds a part."""
 TABLES = (*(table for tables in OF_STUDY.values() for table in tables), TABLE_4)
 DENSE_FLOPS: Mapping[str, tuple[float, float]] = {"wrn-22-2": (9.45e8, 3.15e8), "resnet50-cifar": (7.77e9, 2.59e9)}
 """Model -> printed FLOPs of a training step and a forward pass of the dense net, a sample."""

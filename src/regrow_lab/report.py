@@ -60,7 +60,7 @@ def write_report(directory: Path | str, console: Console | None = None) -> str:
             "let `regrow study` or `regrow train` finish one first"
         )
     tables = make_tables(summaries)
-    beside = study_tables(study, summaries)
+    beside = study_tables(study, runs, summaries)
     figures = {**dict(_figures(study, summaries)), **dict(study_pictures(study, runs, summaries))}
     missing = [*_missing(directory, study, runs), *_left_out(study, summaries)]
     files = {

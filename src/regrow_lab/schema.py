@@ -33,6 +33,7 @@ RESULT: Kinds = {
     "machine": TEXT,
     "date": TEXT,
     "densities": TABLE,
+    "sparse_flops_by_epoch": (list,),
     **dict.fromkeys(("wall", "line"), (*TABLE, NOTHING)),
     **dict.fromkeys(
         ("sparsity", "seconds", "train_ratio", "test_ratio", "dense_flops", "sparse_flops", "mean_sparse_flops"), NUMBER
@@ -47,7 +48,7 @@ STUDY: Kinds = {
     "seeds": (int,),
     **dict.fromkeys(("scale", "data", "storage"), TEXT),
 }
-NUMBERS_ONLY = {"densities": NUMBER, "wall": NUMBER}
+NUMBERS_ONLY = {"densities": NUMBER, "wall": NUMBER, "sparse_flops_by_epoch": NUMBER}
 
 
 def check(
@@ -62,7 +63,8 @@ def check(
             continue
         _check_value(path, name, fields[name], kind, remedy)
         if name in NUMBERS_ONLY and fields[name] is not None:
-            for part, value in fields[name].items():
+            parts = fields[name].items() if isinstance(fields[name], dict) else enumerate(fields[name])
+            for part, value in parts:
                 _check_value(path, f"{name}.{part}", value, NUMBERS_ONLY[name], remedy)
 
 

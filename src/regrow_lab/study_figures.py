@@ -8,7 +8,8 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from regrow_lab.figures import accuracy_axis, accuracy_scale
+from regrow_lab.grids import Grid
 from regrow_lab.store import StoredRun
 from regrow_lab.summary import Summary
 
@@ -97,29 +99,34 @@ def equal_flops(summaries: Sequence[Summary]) -> Figure | None:
 
 
 def flops_over_steps(runs: Sequence[StoredRun]) -> Figure | None:
-    """Forward FLOPs relative to dense against the step: Figure 5, left. A panel a sparsity, one seed of each row."""
-    shown: dict[tuple[str, str | None, float], StoredRun] = {}
+    """Forward FLOPs relative to dense against the step: Figure 5, left. A panel a sparsity, one seed of each row.
+
+    At step 0 every method has the densities of its distribution, which RigL keeps: its FLOPs are where all lines begin.
+    """
+    shown: dict[tuple[str, str | None, float], Mapping[str, Any]] = {}
     for run in runs:
-        wanted = run.config["method"] in ("rigl", "rigl-sg", "rigl-sm", "snfs") and run.config["multiplier"] == 1
-        if run.result and wanted and run.metrics and not run.config.get("start"):
-            config = run.config
-            shown.setdefault((config["method"], config["distribution"], config["sparsity"]), run)
+        config, result = run.config, run.result or {}
+        wanted = config["method"] in ("rigl", "rigl-sg", "rigl-sm", "snfs") and config["multiplier"] == 1
+        if wanted and result.get("sparse_flops_by_epoch") and not config.get("start"):
+            shown.setdefault((config["method"], config["distribution"], config["sparsity"]), result)
     if not shown:
         return None
     sparsities = sorted({sparsity for _, _, sparsity in shown})
     rows = list(dict.fromkeys((method, distribution) for method, distribution, _ in shown))
+    methods = list(dict.fromkeys(method for method, _ in rows))
     figure, all_axes = _panels(len(sparsities))
     for axes, sparsity in zip(all_axes, sparsities, strict=True):
         axes.set_title(f"S = {sparsity:g}")
         for method, distribution in rows:
-            run_ = shown.get((method, distribution, sparsity))
-            if run_ is not None and run_.result is not None:
-                steps = [0, *(row["step"] for row in run_.metrics)]
-                ratios = [row["sparse_flops"] / run_.result["dense_flops"] for row in run_.metrics]
+            found: Mapping[str, Any] = shown.get((method, distribution, sparsity), {})
+            ratios = [flops / found["dense_flops"] for flops in found.get("sparse_flops_by_epoch", ())]
+            if ratios:
+                steps = [found["steps"] * (epoch + 1) / len(ratios) for epoch in range(len(ratios))]
+                if (first := shown.get(("rigl", distribution, sparsity))) is not None:
+                    steps, ratios = [0, *steps], [first["sparse_flops"] / first["dense_flops"], *ratios]
                 label = f"{method} ({NAMES.get(str(distribution), distribution)})"
                 style = "-" if distribution == "uniform" else "--"
-                colour = COLOURS[[each for each, _ in rows].index(method) % len(COLOURS)]
-                axes.plot(steps, [ratios[0], *ratios], style, color=colour, lw=1.4, label=label)
+                axes.plot(steps, ratios, style, color=COLOURS[methods.index(method)], lw=1.4, label=label)
         axes.set_xlabel("optimizer step")
     _done(figure, all_axes, "")
     all_axes[0].set_ylabel("forward FLOPs, relative to dense")
@@ -174,6 +181,26 @@ def instability(runs: Sequence[StoredRun]) -> Figure | None:
     _done(figure, [axes], "")
     axes.set_ylabel("instability: rise of the test error on the line [points]")
     return figure
+
+
+def instability_table(runs: Sequence[StoredRun]) -> Grid:
+    """Both definitions of the instability for each net and rewind step, in points of test error."""
+    found: dict[tuple[float, float], list[tuple[float, float]]] = defaultdict(list)
+    for run in runs:
+        if run.result and (line := run.result.get("line")):
+            where = (run.config["sparsity"], run.config["rewind"])
+            found[where].append((line["above_mean"], line["above_worst"]))
+    rows = []
+    for (sparsity, rewind), values in sorted(found.items()):
+        texts = [
+            f"{statistics.fmean(each):.2f}" + (f" ± {statistics.stdev(each):.2f}" if len(each) > 1 else "")
+            for each in zip(*values, strict=True)
+        ]
+        net = "dense" if not sparsity else f"IMP, S = {sparsity:.3g}"
+        rows.append((net, f"{100 * rewind:g} %", str(len(values)), *texts))
+    head = ("net", "rewind step", "n", "above the mean of the ends", "above the worse end")
+    notes = ("Largest test error on the line between two trainings that part at the rewind step, in points.",)
+    return Grid("Instability against the rewind step", head, tuple(rows), notes)
 
 
 def storages(summaries: Sequence[Summary]) -> Figure | None:

@@ -33,9 +33,12 @@ def study_of(directory: Path) -> dict[str, Any]:
     return store.read_study(directory)
 
 
-def study_tables(study: Mapping[str, Any], summaries: Sequence[Summary]) -> tuple[Grid, ...]:
-    """Ours beside the paper's, with peak memory and hours; none for a folder that is not a study's."""
-    return comparisons(study, summaries) if study else ()
+def study_tables(study: Mapping[str, Any], runs: Sequence[StoredRun], summaries: Sequence[Summary]) -> tuple[Grid, ...]:
+    """Ours beside the paper's, with peak memory and hours, and instabilities; none for a folder that is no study's."""
+    if not study:
+        return ()
+    instability = study_figures.instability_table(runs)
+    return (*comparisons(study, summaries), *((instability,) if instability.rows else ()))
 
 
 def study_pictures(

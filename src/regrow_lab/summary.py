@@ -215,6 +215,6 @@ def _summary(runs: Sequence[StoredRun], variant: str) -> Summary:
         },
         bits=statistics.fmean(bits) if bits else None,
         bits_std=statistics.stdev(bits) if len(bits) > 1 else None,
-        wall_train=statistics.fmean(wall_train) if wall_train else None,
-        wall_test=statistics.fmean(wall_test) if wall_test else None,
+        wall_train=statistics.median(wall_train) if wall_train else None,
+        wall_test=statistics.median(wall_test) if wall_test else None,
     )

@@ -18,6 +18,7 @@ from regrow_lab.data import load_data
 from regrow_lab.data.batches import Part
 from regrow_lab.evaluation import Measured, batch_size_for, evaluate, loss_of
 from regrow_lab.learning_rate import learning_rate
+from regrow_lab.machine import forget_peak_memory
 from regrow_lab.methods import algorithm_of, net_of
 from regrow_lab.models import WITH_DROPOUT, find_model, fit
 from regrow_lab.optimization import optimizer_of, state_after_a_step
@@ -38,6 +39,7 @@ class Training:
         self.config = config
         self.device = device
         self.origin = origin
+        forget_peak_memory(device)
         data = load_data(config.data, device, config.image_size).parts(config)
         self.data = data
         self.batches = math.ceil(len(data.train) / config.batch_size)

@@ -112,6 +112,10 @@ def test_bits_and_measured_times_have_columns_where_there_are_any(tmp_path: Path
     (grid,) = comparisons({"study": "struct", "scale": "paper"}, cells(tmp_path / "struct"))
     row = by_label(grid)["RigL-struct (ERK)", "0.9"]
     assert (row["time train, test"], row["paper time train, test"]) == ("0.50x, 0.40x", "0.17x")
+    store_run(tmp_path / "struct", "rigl", **WRN, result={"wall": {"train_ratio": 1.0, "test_ratio": 0.8}})
+    (grid,) = comparisons({"study": "struct", "scale": "paper"}, cells(tmp_path / "struct"))
+    assert by_label(grid)["RigL-struct (ERK)", "0.9"]["time ÷ RigL's"] == "0.50x, 0.50x"
+    assert by_label(grid)["RigL (ERK)", "0.9"]["time ÷ RigL's"] == "–"
 
 
 def test_a_grid_lines_up_in_every_form() -> None:
@@ -247,7 +251,7 @@ def test_figures_of_the_studies(tmp_path: Path) -> None:
         for fields in ({}, {"rewind": 0.05}, {"start": "shuffled"}):
             seeds(tmp_path, "imp", imp_sparsity(level), mean=97.0 - level, **fields)
     for rewind in (0.0, 0.1):
-        line = {"line": {"above_mean": 3.0 - 20 * rewind}}
+        line = {"line": {"above_mean": 3.0 - 20 * rewind, "above_worst": 2.0 - 20 * rewind}}
         seeds(tmp_path, "dense", 0.0, mean=98.0, data_order=1, rewind=rewind, result=line)
     figure = study_figures.tickets(cells(tmp_path))
     assert figure is not None
@@ -256,6 +260,11 @@ def test_figures_of_the_studies(tmp_path: Path) -> None:
     assert "Dense" in {cell.label for cell in cells(tmp_path)}  # not told apart by the runs of the instability
     figure = study_figures.instability(read_runs(tmp_path))
     assert figure is not None
+    rows = study_figures.instability_table(read_runs(tmp_path)).rows
+    assert rows == (
+        ("dense", "0 %", "3", "3.00 ± 0.00", "2.00 ± 0.00"),
+        ("dense", "10 %", "3", "1.00 ± 0.00", "0.00 ± 0.00"),
+    )
     (container,) = figure.axes[0].containers
     assert container[0].get_ydata().tolist() == [3.0, 1.0]
     assert study_figures.instability([]) is study_figures.tickets([]) is study_figures.flops_over_steps([]) is None
