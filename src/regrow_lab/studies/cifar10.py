@@ -11,8 +11,9 @@ SPARSITIES = (0.9, 0.95)
 def cifar10(seeds: int = 3, scale: str = "small", data: str | None = None) -> list[RunConfig]:
     """Eleven rows on CIFAR-10 (JPEG) at sparsities .9 and .95; small: a WRN-10-1 for 25 epochs.
 
-    Cost: 21 runs a seed. Small, on one core of a 2026 Xeon: some 5 minutes a run in compact storage, 10 dense (dense,
-    SNFS). Paper (WRN-22-2, 250 epochs): some 2 hours a run on a GTX 1080.
+    Cost: 21 runs a seed. Small, on one core of a 2026 Xeon with nothing beside it: 5 to 6 minutes a run in compact
+    storage, 7 or 8 pruning and small-dense, 14 dense and SNFS; two and a half hours a seed. Paper (WRN-22-2, 250
+    epochs): some 2 hours a run on a GTX 1080.
 
     Expected: dense well above all; at S = .9 RigL above static by two or three points (one seed of a prototype, small:
     static 70.5, RigL 73.3, both ERK), pruning and SNFS above RigL for their dense weights and gradients.
