@@ -133,7 +133,8 @@ def layer_densities(summaries: Sequence[Summary]) -> Figure | None:
                     )
     all_axes[0].set_ylabel("density of the layer")
     handles, labels = max((axes.get_legend_handles_labels() for axes in all_axes), key=lambda pair: len(pair[1]))
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 8), frameon=False)
+    room = int(72 * figure.get_figwidth() / (5 * max(map(len, labels)) + 45))  # points: 5 a letter, 45 a handle
+    figure.legend(handles, labels, loc="outside lower center", ncols=max(1, room), frameon=False, fontsize=8)
     return figure
 
 

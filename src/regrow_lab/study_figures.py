@@ -19,6 +19,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from regrow_lab.figures import accuracy_axis, accuracy_scale
 from regrow_lab.grids import Grid
 from regrow_lab.store import StoredRun
+from regrow_lab.summary import NAMES as METHODS
 from regrow_lab.summary import Summary
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -124,7 +125,7 @@ def flops_over_steps(runs: Sequence[StoredRun]) -> Figure | None:
                 steps = [found["steps"] * (epoch + 1) / len(ratios) for epoch in range(len(ratios))]
                 if (first := shown.get(("rigl", distribution, sparsity))) is not None:
                     steps, ratios = [0, *steps], [first["sparse_flops"] / first["dense_flops"], *ratios]
-                label = f"{method} ({NAMES.get(str(distribution), distribution)})"
+                label = f"{METHODS[method]} ({NAMES.get(str(distribution), distribution)})"
                 style = "-" if distribution == "uniform" else "--"
                 axes.plot(steps, ratios, style, color=COLOURS[methods.index(method)], lw=1.4, label=label)
         axes.set_xlabel("optimizer step")

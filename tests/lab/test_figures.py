@@ -155,6 +155,18 @@ def test_no_text_lies_on_another_or_is_cut_off(draw: Draw, tmp_path: Path) -> No
         assert inside, f"{text!r} is cut off"
 
 
+def test_a_legend_is_no_wider_than_its_figure(tmp_path: Path) -> None:
+    found = dict(zip(LAYERS, (0.05, 0.1, 0.9), strict=True))
+    for method in ("rigl", "snfs", "rigl-sg", "rigl-sm"):
+        for distribution in ("uniform", "erk"):
+            store_run(tmp_path, method, 0.9, 97.0, distribution=distribution, result={"densities": found})
+    figure = drawn(layer_densities(summarise(read_runs(tmp_path))))
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.get_size_inches()[0] * figure.dpi
+
+
 @given(st.lists(st.floats(0, 1), max_size=12).map(sorted))
 def test_labels_are_moved_apart(places: list[float]) -> None:
     moved = _apart(places, 0.05)
