@@ -143,3 +143,17 @@ def test_a_closure_is_called_once_and_masked_like_any_step() -> None:
     assert calls == 9
     assert sparsifier.num_updates == other.num_updates == 3
     assert all(torch.equal(value, twin.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_what_is_no_module_or_no_distribution_is_refused_by_name() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recipe = regrow.static(sparsity=0.5)
+    for wrong, kind in (("x", "str"), ([1], "list"), (optimizer, "SGD")):
+        with pytest.raises(ValueError, match=f"the model is a {kind}; expected a torch.nn.Module"):
+            regrow.attach(wrong, optimizer, recipe)
+    with pytest.raises(ValueError, match="the model is a SGD"):
+        regrow.attach(optimizer, model, recipe)
+    for found, said in ({"0.weight": 32}, "dict without 2.weight"), (None, "NoneType without 0.weight, 2.weight"):
+        with pytest.raises(ValueError, match=said):
+            regrow.attach(model, optimizer, regrow.static(sparsity=0.5, distribution=lambda *_, found=found: found))

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import regrow
 from regrow.schedules import Cosine, Cubic, Every, Once
@@ -106,3 +107,52 @@ def test_a_pruning_that_starts_after_it_stops_is_refused() -> None:
 def test_an_unknown_scope_is_refused() -> None:
     with pytest.raises(ValueError, match="scope is 'model'"):
         regrow.snip(sparsity=0.9, scope="model")  # type: ignore[arg-type]
+
+
+MAP = {"0": 0.8, "2": 0.95}
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("recipe", [regrow.gradual_pruning, regrow.snip])
+@pytest.mark.parametrize("shares", [MAP, {"2": 0.95}])
+def test_a_map_of_ones_own_prunes(recipe, scope, shares) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 20))
+    sizes = {"0.weight": 1200, "2.weight": 600}
+    sparsity = 0.85 if len(shares) == 2 else 0.8
+    ramp = {"total_steps": 40, "start": 4, "every": 4} if recipe is regrow.gradual_pruning else {}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier = regrow.attach(model, optimizer, recipe(sparsity=sparsity, scope=scope, distribution=shares, **ramp))
+    seen = []
+    for _ in range(40):
+        model(torch.randn(8, 40)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seen.append(sparsifier.sparsity)
+    assert seen == sorted(seen)
+    assert sparsifier.sparsity == pytest.approx(sparsity, abs=2e-3)
+    if scope == "layer":
+        others = {"0.weight": (sparsity * 1800 - 0.95 * 600) / 1200} if len(shares) == 1 else {"0.weight": 0.8}
+        for name, share in ({"2.weight": 0.95} | others).items():
+            assert 1 - sparsifier.num_alive[name] / sizes[name] == pytest.approx(share, abs=3e-3)
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_an_end_that_cannot_be_reached_is_refused_at_the_start(scope) -> None:
+    model = nn.Sequential(nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 10))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for recipe in (
+        regrow.gradual_pruning(sparsity=0.99999, total_steps=100, start=5, every=5, scope=scope),
+        regrow.snip(sparsity=0.99999, scope=scope),
+    ):
+        with pytest.raises(ValueError, match="leaves 0 of 22200 weights for 2 layers, and each needs one"):
+            regrow.attach(model, optimizer, recipe)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_map_that_does_not_meet_the_end_is_refused_at_the_start() -> None:
+    model = nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 20))
+    recipe = regrow.gradual_pruning(sparsity=0.9, total_steps=100, start=5, every=5, scope="layer", distribution=MAP)
+    with pytest.raises(ValueError, match=r"cannot meet the global sparsity 0.9: it amounts to .* 0.85: pass sparsity"):
+        regrow.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), recipe)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from regrow.compaction import selection
-from regrow.distributions import Distribution, check_sparsity, erk, total_alive
+from regrow.distributions import Distribution, PerLayer, check_sparsity, erk, total_alive
 from regrow.layers import Layer
 from regrow.patterns import Pattern, unstructured
 from regrow.redistribution import apportion
@@ -177,9 +177,10 @@ def next_mask(
 
 def initial_masks(algorithm: Algorithm, evidence: Mapping[str, Evidence]) -> dict[str, Tensor]:
     """Masks at step 0: exactly the distribution's count in every layer, or every weight where ``initial`` is None."""
-    counts = _counts(algorithm, evidence, algorithm.sparsity_at(0))
     if algorithm.initial is None:
+        _check_end(algorithm, evidence)
         return {name: torch.ones_like(known.alive) for name, known in evidence.items()}
+    counts = _counts(algorithm, evidence, algorithm.sparsity_at(0))
     masks = {}
     for name, known in evidence.items():
         scores = algorithm.pattern.reduce(algorithm.initial(known))
@@ -223,9 +224,27 @@ def updated_masks(
     return masks
 
 
+def _check_end(algorithm: Algorithm, evidence: Mapping[str, Evidence]) -> None:
+    """Refuses at the start what pruning could not reach in the end."""
+    final = algorithm.final_sparsity
+    if final is not None and algorithm.scope == "layer":
+        _counts(algorithm, evidence, final)
+    elif final is not None:
+        total_alive(_grids(algorithm, evidence), final)
+
+
 def _counts(algorithm: Algorithm, evidence: Mapping[str, Evidence], sparsity: float) -> dict[str, int]:
     """Units of the pattern that each layer shall have, at least one: its density, which ``distribute`` sets."""
-    alive = algorithm.distribute({name: known.layer for name, known in evidence.items()}, sparsity)
+    distribute, final = algorithm.distribute, algorithm.final_sparsity
+    if isinstance(distribute, PerLayer) and final:
+        distribute = distribute.scaled(sparsity / final)  # on the way there
+    alive = distribute({name: known.layer for name, known in evidence.items()}, sparsity)
+    if not isinstance(alive, Mapping) or not alive.keys() >= evidence.keys():
+        absent = sorted(evidence.keys() - alive.keys()) if isinstance(alive, Mapping) else list(evidence)
+        raise ValueError(
+            f"the distribution {distribute!r} gave {type(alive).__name__} without {', '.join(absent)}; expected a dict "
+            "of layer name → alive weights with every layer that it was given"
+        )
     sizes = {name: grid.size for name, grid in _grids(algorithm, evidence).items()}
     return {name: max(1, round(alive[name] * sizes[name] / known.layer.size)) for name, known in evidence.items()}
 
@@ -246,7 +265,7 @@ def _budgets(
 ) -> dict[str, int]:
     """Units that each layer shall have: as many as now, unless the global target has moved."""
     grids, sparsity = _grids(algorithm, evidence), algorithm.sparsity_at(step)
-    counts = _counts(algorithm, evidence, sparsity)
+    counts = _counts(algorithm, evidence, sparsity) if algorithm.scope == "layer" else {}
     target = sum(counts.values()) if algorithm.scope == "layer" else total_alive(grids, sparsity)
     if target == sum(now.values()):
         return dict(now)

@@ -73,10 +73,10 @@ def attach(
     if storage not in ("dense", "compact"):
         raise ValueError(f"storage is {storage!r}; expected 'dense' or 'compact'")
     seed = whole_number(seed, "seed", "a seed, the same on all ranks")
-    if not isinstance(optimizer, Optimizer) and callable(optimizer):
-        optimizer = optimizer(model.parameters())
-    optimizers.check(optimizer)
     given, model = model, unwrap(model)
+    if not isinstance(optimizer, Optimizer) and callable(optimizer):
+        optimizer = optimizer(given.parameters())
+    optimizers.check(optimizer)
     layers = find_layers(model, include, exclude)
     _check_parameters(model, optimizer, layers)
     ranks = Ranks.of(given)

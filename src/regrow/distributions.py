@@ -147,6 +147,10 @@ class PerLayer:
         alive |= {name: _alive(layer, left / size) for name, layer in others.items()}
         return {name: alive[name] for name in layers}
 
+    def scaled(self, share: float) -> "PerLayer":
+        """The map of a net that is so far on its way from dense: each sparsity times ``share`` in [0, 1]."""
+        return PerLayer({pattern: value * share for pattern, value in self.sparsities.items()})
+
 
 @dataclass(frozen=True)
 class Convolutions:

@@ -30,7 +30,9 @@ class Layer:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's own module inside ``torch.compile``, DataParallel or DistributedDataParallel."""
+    """The user's own module inside ``torch.compile``, DataParallel or DistributedDataParallel; refuses what is none."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"the model is a {type(model).__name__}; expected a torch.nn.Module")
     while True:
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module

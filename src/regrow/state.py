@@ -101,7 +101,7 @@ def _check_groups(found: Any, groups: Sequence[tuple[str, list[str]]]) -> None:
     )
     for entry in found:
         due = entry.get("next_update")
-        _expect(due is None or isinstance(due, int), f"'next_update' is {due!r}", "the file is damaged")
+        _expect(due is None or (isinstance(due, int) and due >= 0), f"'next_update' is {due!r}", "the file is damaged")
 
 
 def _mask(name: str, entry: Any, layer: Layer, momentum: Tensor | None) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 import regrow
+from regrow.distributions import total_alive
 from regrow_lab.config import RunConfig
 from regrow_lab.methods import algorithm_of, net_of
 from regrow_lab.models import example_input, find_model
@@ -65,6 +66,9 @@ def _forward(
     if algorithm.initial is not None:
         sparse = flops(algorithm.distribute(layers, algorithm.sparsity_at(0)))
         return sparse, sparse
+
+    if algorithm.final_sparsity is not None:
+        total_alive(layers, algorithm.final_sparsity)  # refuses what cannot be reached
 
     def at(sparsity: float) -> float:
         return flops({name: round((1 - sparsity) * layer.size) for name, layer in layers.items()})

@@ -142,8 +142,8 @@ class RunConfig:
         if not (math.isfinite(self.multiplier) and self.multiplier >= 1):
             raise ValueError(f"multiplier must be 1 or more, given {self.multiplier}")
         for name in ("epochs", "batch_size", "every", "decay_steps", "sequence_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, given {getattr(self, name)}")
+            if not 1 <= getattr(self, name) < 2**31:
+                raise ValueError(f"{name} must be 1 or more, and less than 2^31, given {getattr(self, name)}")
         for name in ("learning_rate", "momentum", "weight_decay", "clip"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):

@@ -10,6 +10,7 @@ import dataclasses
 import io
 import itertools
 import re
+import statistics
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -39,12 +40,23 @@ class Cell:
     best: bool = False
 
 
+COSTS = ("hours", "peak MiB")
+"""Heads of the columns of what a run took: wall time and peak memory."""
+
+
 @dataclass(frozen=True)
 class Row:
-    """One method: a cell for each sparsity of the table."""
+    """One method: a cell for each sparsity of the table, and what a run took, on average over them."""
 
     label: str
     cells: tuple[Cell, ...]
+    hours: str
+    memory: str
+
+    @property
+    def costs(self) -> tuple[str, str]:
+        """Under `COSTS`."""
+        return self.hours, self.memory
 
 
 @dataclass(frozen=True)
@@ -90,9 +102,19 @@ def _table(title: str, summaries: Sequence[Summary]) -> Table:
                 else Cell()
                 for sparsity in sparsities
             )
-            rows.append(Row(same[0].label, tuple(cells)))
+            rows.append(Row(same[0].label, tuple(cells), _hours(same), _memory(same)))
         groups.append(tuple(rows))
     return Table(title, sparsities, tuple(groups), tuple(_notes(summaries, seeds)))
+
+
+def _hours(cells: Sequence[Summary]) -> str:
+    hours = statistics.fmean(cell.hours for cell in cells)
+    return f"{hours:.2f}" if hours >= 0.1 else f"{hours:.2g}" if hours >= 1e-4 else f"{hours:.5f}"
+
+
+def _memory(cells: Sequence[Summary]) -> str:
+    known = [cell.peak_memory_mib for cell in cells if cell.peak_memory_mib is not None]
+    return f"{statistics.fmean(known):,.0f}" if known else MISSING
 
 
 def best_of_groups(summaries: Iterable[Summary]) -> list[Summary]:
@@ -146,6 +168,7 @@ def _notes(summaries: Sequence[Summary], seeds: int) -> Iterable[str]:
     over = f", mean ± sample standard deviation over {seeds} seeds" if seeds > 1 else ", one seed"
     lost = any(summary.diverged for summary in summaries)
     yield f"Test accuracy in percent{over}{'; (2/3; 1 diverged): over the 2 runs of 3 that did not diverge' * lost}."
+    yield "Hours and peak memory: of one run, mean over the row; on a CPU the memory of its process."
     yield "FLOPs: of training and of one forward pass, relative to the dense net; for the dense net a sample, absolute."
     present = sorted({summary.group for summary in summaries})
     yield (
@@ -187,15 +210,22 @@ def to_text(table: Table, width: int | None = None, styled: bool = False) -> str
 
 
 def _blocks(table: Table, width: int | None) -> list[list[int]]:
-    """The columns of the table, by index, a list for each block that `width` characters hold."""
+    """The columns of the table, by index, a list for each block that `width` characters hold; the costs come last."""
     rows = [row for group in table.groups for row in group]
     room = (width or 10_000) - max(len(row.label) for row in rows)
+    columns = [
+        (
+            max(len("accuracy"), *(len(row.cells[i].accuracy) + row.cells[i].best for row in rows)),
+            max(len("density"), *(len(row.cells[i].density) for row in rows)),
+            max(len("train, test"), *(len(row.cells[i].flops) for row in rows)),
+        )
+        for i in range(len(table.sparsities))
+    ]
+    costs = [max(map(len, texts)) for texts in zip(COSTS, *(row.costs for row in rows), strict=True)]
     blocks: list[list[int]] = []
     left = 0
-    for i in range(len(table.sparsities)):
-        accuracy = max(len("accuracy"), *(len(row.cells[i].accuracy) for row in rows))
-        flops = max(len("train, test"), *(len(row.cells[i].flops) for row in rows))
-        needed = accuracy + max(len("density"), *(len(row.cells[i].density) for row in rows)) + flops + 3 * GAP
+    for i, lengths in enumerate([*columns, costs]):
+        needed = sum(lengths) + len(lengths) * GAP
         if not blocks or needed > left:
             blocks.append([])
             left = room
@@ -207,19 +237,23 @@ def _blocks(table: Table, width: int | None) -> list[list[int]]:
 def _rich_table(table: Table, columns: Sequence[int], styled: bool) -> RichTable:
     grid = RichTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, GAP - 1, 0, 0), pad_edge=False, header_style="")
     grid.add_column("\nMethod", no_wrap=True)
-    for i in columns:
+    shown = [i for i in columns if i < len(table.sparsities)]
+    with_costs = len(shown) < len(columns)
+    for i in shown:
         grid.add_column(f"S = {table.sparsities[i]:g}\naccuracy", no_wrap=True)
         grid.add_column("\ndensity", no_wrap=True, justify="right")
         grid.add_column("FLOPs\ntrain, test", no_wrap=True, justify="right")
+    for head in COSTS if with_costs else ():
+        grid.add_column(f"\n{head}", no_wrap=True, justify="right")
     for group in table.groups:
         for row in group:
-            cells = [row.cells[i] for i in columns]
-            if any(cell != Cell() for cell in cells):
+            cells = [row.cells[i] for i in shown]
+            if with_costs or any(cell != Cell() for cell in cells):
                 texts = [Text(row.label)]
                 for cell in cells:
                     accuracy = cell.accuracy + ("*" if cell.best and not styled else "")
                     texts += [Text(accuracy, style="bold" if cell.best else ""), Text(cell.density), Text(cell.flops)]
-                grid.add_row(*texts)
+                grid.add_row(*texts, *(map(Text, row.costs) if with_costs else ()))
         grid.add_section()
     return grid
 
@@ -229,6 +263,7 @@ def to_markdown(table: Table) -> str:
     header = ["Method"]
     for sparsity in table.sparsities:
         header += [f"S = {sparsity:g}: accuracy", "density", "FLOPs (train, test)"]
+    header += COSTS
     lines = [header]
     for number, group in enumerate(table.groups, 1):
         lines.append([f"*({number})*", *[""] * (len(header) - 1)])
@@ -237,6 +272,7 @@ def to_markdown(table: Table) -> str:
             for cell in row.cells:
                 accuracy = " ".join(cell.accuracy.split())
                 texts += [f"**{accuracy}**" if cell.best else accuracy, cell.density, cell.flops]
+            texts += row.costs
             lines.append([text.replace("|", "\\|") for text in texts])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
@@ -261,6 +297,7 @@ def to_latex(table: Table) -> str:
                     _escape(cell.density),
                     _escape(cell.flops),
                 ]
+            texts += map(_escape, row.costs)
             body.append(" & ".join(texts) + r" \\")
     lines = [
         r"% needs \usepackage{booktabs} and \usepackage{graphicx}",
@@ -268,11 +305,11 @@ def to_latex(table: Table) -> str:
         r"\centering",
         rf"\caption{{{_escape(table.title)}. {_escape(' '.join(table.notes))} Best of each group in bold.}}",
         r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-        rf"\begin{{tabular}}{{l{'lrr' * count}}}",
+        rf"\begin{{tabular}}{{l{'lrr' * count}rr}}",
         r"\toprule",
-        " & ".join(["", *heads]) + r" \\",
+        " & ".join(["", *heads, "", ""]) + r" \\",
         " ".join(rules),
-        " & ".join(["Method", *[r"Accuracy $\uparrow$", "Density", r"FLOPs $\downarrow$"] * count]) + r" \\",
+        " & ".join(["Method", *[r"Accuracy $\uparrow$", "Density", r"FLOPs $\downarrow$"] * count, *COSTS]) + r" \\",
         *body,
         r"\bottomrule",
         r"\end{tabular}}",

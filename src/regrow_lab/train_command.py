@@ -16,6 +16,8 @@ from regrow_lab.config import RunConfig, check_seconds
 from regrow_lab.progress import epoch_lines, outcome
 from regrow_lab.signals import asking_to_stop, exit_code
 
+MOST_THREADS = 1024
+
 
 @dataclass(frozen=True)
 class Train:
@@ -42,8 +44,8 @@ class Train:
         config = self.config
         if config.method != "dense" and not config.sparsity:
             raise ValueError(f"method {config.method} needs a sparsity: add --sparsity 0.9, or choose --method dense")
-        if self.threads < 1:
-            raise ValueError(f"threads must be 1 or more, given {self.threads}")
+        if not 1 <= self.threads <= MOST_THREADS:
+            raise ValueError(f"threads must lie in 1 to {MOST_THREADS}, given {self.threads}")
         from regrow_lab import ranks
         from regrow_lab.machine import take_threads
         from regrow_lab.train import train
