@@ -130,12 +130,13 @@ def _missing(directory: Path, study: Mapping[str, Any], runs: Sequence[StoredRun
         return []
     name, seeds, scale, data = study["study"], study["seeds"], study.get("scale", "small"), study.get("data") or None
     storage = study.get("storage", "dense")
-    planned = {config.run_id for config in study_runs(name, seeds, scale, data, storage)}
+    precision = study.get("precision") or None
+    planned = {config.run_id for config in study_runs(name, seeds, scale, data, storage, precision)}
     left = len(planned - {run.folder.name for run in runs if run.result is not None})
     if not left:
         return []
     also = f" --scale {scale}" * (scale != "small") + (f" --data {data}" if data else "")
-    also += f" --storage {storage}" * (storage != "dense")
+    also += f" --storage {storage}" * (storage != "dense") + (f" --precision {precision}" if precision else "")
     return [
         f"{left} of the {len(planned)} runs of this study are not finished: "
         f"`regrow study {name} --seeds {seeds}{also} --out {directory}` goes on with them."

@@ -46,7 +46,7 @@ RESULT: Kinds = {
 STUDY: Kinds = {
     "study": TEXT,
     "seeds": (int,),
-    **dict.fromkeys(("scale", "data", "storage"), TEXT),
+    **dict.fromkeys(("scale", "data", "storage", "precision"), TEXT),
 }
 NUMBERS_ONLY = {"densities": NUMBER, "wall": NUMBER, "sparse_flops_by_epoch": NUMBER}
 

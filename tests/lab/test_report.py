@@ -79,7 +79,7 @@ def test_a_terminal_gets_bold_type_and_its_own_width(tmp_path: Path) -> None:
     store_run(tmp_path, sparsity=0.95)
     text = write_report(tmp_path, Console(file=io.StringIO(), force_terminal=True, width=40))
     assert "\x1b[1m" in text
-    assert sum(line.startswith("Method") for line in text.splitlines()) == 2  # a block below a block
+    assert sum(line.startswith("Method") for line in text.splitlines()) == 3  # block below block, the costs last
 
 
 def test_a_dense_run_alone_has_a_table_and_no_figures(tmp_path: Path) -> None:

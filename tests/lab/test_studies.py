@@ -66,6 +66,14 @@ def test_a_study_of_storages_keeps_them() -> None:
         assert {(run.model, run.epochs, run.data) for run in runs} == {("wrn-22-2", 30, "cifar10-jpeg")}
 
 
+def test_a_study_in_another_precision() -> None:
+    assert {run.precision for run in study_runs("table2", 1, "paper")} == {"float32"}
+    assert {run.precision for run in study_runs("table2", 1, "paper", precision="bf16")} == {"bf16"}
+    assert {run.precision for run in study_runs("charlm", 1, precision="float32")} == {"float32"}
+    with pytest.raises(ValueError, match="unknown precision 'half'"):
+        study_runs("digits", 1, precision="half")
+
+
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="unknown study 'digit': choose one of digits"):
         study_runs("digit", 3)

@@ -46,11 +46,16 @@ ALL = "all"
 
 
 def study_runs(
-    name: str, seeds: int, scale: str = "small", data: str | None = None, storage: Literal["dense", "compact"] = "dense"
+    name: str,
+    seeds: int,
+    scale: str = "small",
+    data: str | None = None,
+    storage: Literal["dense", "compact"] = "dense",
+    precision: str | None = None,
 ) -> list[RunConfig]:
     """The runs of the study `name` with `seeds` seeds (0 to seeds - 1) each, in `storage` where their method can be.
 
-    A study that sets storages beside each other keeps them.
+    `precision` None is that of the study. A study that sets storages and precisions beside each other keeps them.
 
     Raises ValueError for a name that is no study, fewer seeds than one, and what the study itself refuses.
     """
@@ -62,7 +67,14 @@ def study_runs(
     runs = STUDIES[name](seeds, **wanted, **({} if data is None else {"data": data}))
     if any(run.storage != "dense" for run in runs):
         return runs
-    return [run if run.method in DENSE_ONLY else dataclasses.replace(run, storage=storage) for run in runs]
+    return [
+        dataclasses.replace(
+            run,
+            storage="dense" if run.method in DENSE_ONLY else storage,
+            precision=run.precision if precision is None else precision,
+        )
+        for run in runs
+    ]
 
 
 def usual_storage(runs: Sequence[RunConfig], device: str) -> Literal["dense", "compact"]:
