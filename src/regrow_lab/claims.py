@@ -54,7 +54,7 @@ class Verdict:
         return "holds" if supported else "not shown"
 
     def beyond_chance(self, sign: int) -> bool:
-        """Whether more cells lie on one side than chance would put there in one of twenty pages like this.
+        """Whether more cells lie on one side than chance would put there in one case of twenty.
 
         Either by those beyond noise, of which chance puts one in forty on each side, or by their direction alone, which
         is that of a coin.

@@ -153,6 +153,7 @@ def wall_times(training: Training) -> dict[str, Any]:
     for name, step in (("train", training_step), ("test", test_step)):
         for model in (net, dense):
             model.train(name == "train")
+            step(model)  # a first one warms up
         repeats = 1
         while _seconds(partial(step, dense), repeats, device) * repeats < TIMING_SECONDS:
             repeats *= 2

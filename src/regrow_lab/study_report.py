@@ -88,7 +88,7 @@ def write_claims(directory: Path) -> Path:
     for folder in study_folders(directory):
         study = study_of(folder)
         what = tuple(study.get(field) for field in ("study", "scale", "data"))
-        if what in known and None not in what[:1]:
+        if what[0] is not None and what in known:
             continue
         known.add(what)
         cells = cells_of(store.read_runs(folder)) if (folder / "runs").is_dir() else ()

@@ -75,6 +75,17 @@ def test_each_precision_is_timed_once_on_a_machine(monkeypatch: pytest.MonkeyPat
     assert [dtype for _, dtype in asked] == [torch.float32, torch.bfloat16]
 
 
+@pytest.mark.parametrize("wanted", [False, True])
+def test_the_gradient_of_images_is_timed_only_where_it_is_wanted(wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers(monkeypatch)
+    asked = list[tuple[trial.Source, ...]]()
+    monkeypatch.setattr(trial, "_measure", lambda region, inputs, dtype: asked.append(tuple(inputs)) or 2.0)
+    model = net()
+    attached(model)
+    model(torch.randn(40, 3, 8, 8).requires_grad_(wanted)).sum().backward()
+    assert asked == [(trial.Source((32, 3, 8, 8), wanted),)]
+
+
 def test_few_images_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     answers(monkeypatch)
     model = net()

@@ -20,7 +20,7 @@ from regrow.compaction.layers import CompactLayer
 from regrow.compaction.operations import Step, Writer, has_hooks, recognise, shape, writes_in_place
 from regrow.compaction.program import Input, Program
 from regrow.compaction.region import Region
-from regrow.compaction.trial import is_faster
+from regrow.compaction.trial import Source, is_faster
 
 
 class _Tracer(fx.Tracer):
@@ -65,9 +65,9 @@ def cut(
     regions: list[Region] = []
     for nodes in _partitions(graph_module, known):
         draft = _write(nodes, known, training)
-        if any(isinstance(layer, CompactLayer) for layer in draft.region.members[0]) or (
-            training and is_faster(draft.region, [shape(source) or () for source in draft.outer])
-        ):
+        sources = [Source(shape(node) or (), node.meta["differentiable"]) for node in draft.outer]
+        compact = any(isinstance(layer, CompactLayer) for layer in draft.region.members[0])
+        if compact or (training and is_faster(draft.region, sources)):
             _replace(graph_module, nodes, draft, len(regions))
             regions.append(draft.region)
     legalize_graph(graph_module)
@@ -180,7 +180,7 @@ def _no_autocast() -> Iterator[None]:
 
 def _emptied(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return torch.empty_like(value, device="meta")
+        return torch.empty_like(value, device="meta", requires_grad=value.requires_grad)
     return value
 
 
@@ -190,6 +190,8 @@ class _Shapes(fx.Interpreter):
         tensor = isinstance(result, Tensor)
         n.meta["shape"] = tuple(result.shape) if tensor else None
         n.meta["dtype"] = result.dtype if tensor else None
+        # Nothing in this run needs a gradient but what the caller gives and asks one for.
+        n.meta["differentiable"] = n.op != "placeholder" or (tensor and result.requires_grad)
         return result
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:

@@ -17,7 +17,7 @@ from regrow.shards import is_cut
 from regrow.storage import MaskedLayer, StoredLayer
 
 MOST_DENSITY = 0.5
-"""Above it a weight with its index is hardly smaller than the dense one, and the kernels no faster."""
+"""Above it a weight with its index is hardly smaller than the dense one."""
 
 MATRIX_OPTIMIZERS = ("Muon", "Adafactor", "Shampoo", "DistributedShampoo", "SOAP", "KFAC", "GaLore", "PSGD", "Kron")
 
@@ -82,13 +82,15 @@ class CompactStorage:
 
     def notes(self) -> Mapping[str, str]:
         """Storage of each layer, with the reason where it is dense."""
-        runners = {id(layer): region.runner for region in graph.regions(self.model) for layer in region.members[0]}
+        regions = {id(layer): region for region in graph.regions(self.model) for layer in region.members[0]}
         notes = {
-            name: f"compact: {runners.get(id(layer.module), 'not run yet')}" for name, layer in self.layers.items()
+            name: f"compact: {regions[id(layer.module)].runner if id(layer.module) in regions else 'not run yet'}"
+            for name, layer in self.layers.items()
         }
         for name, reason in self.reasons.items():
-            runner = runners.get(id(self.model.get_submodule(name.rpartition(".")[0])))
-            notes[name] = f"dense: {reason}" + (f"; {runner}" if runner else "")
+            region = regions.get(id(self.model.get_submodule(name.rpartition(".")[0])))
+            by_torch = region is None or region.refusal is not None
+            notes[name] = f"dense: {reason}" + ("" if region is None or by_torch else f"; {region.runner}")
         return notes
 
     def remove(self) -> None:

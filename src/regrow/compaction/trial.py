@@ -10,11 +10,13 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from regrow.compaction import cache, native
+from regrow.compaction.engine import LANES
 from regrow.compaction.execution import Execution
 from regrow.compaction.reference import interpret
 from regrow.compaction.region import Region, activations, wanted
@@ -31,12 +33,20 @@ _Run = Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
 _known: dict[str, float] = {}
 
 
-def is_faster(region: Region, inputs: Sequence[tuple[int, ...]]) -> bool:
+@dataclass(frozen=True)
+class Source:
+    """An input of a region: its shape with the batch, and whether its gradient is wanted, as that of images is not."""
+
+    shape: tuple[int, ...]
+    differentiable: bool
+
+
+def is_faster(region: Region, inputs: Sequence[Source]) -> bool:
     """Whether the engine shall train a region without compact layers.
 
     Args:
         region: before its first call.
-        inputs: shapes of its inputs, with the batch.
+        inputs: in their order.
     """
     layers = region.members[0]
     if not layers or not inputs or not native.available() or wanted() == "torch":
@@ -46,14 +56,14 @@ def is_faster(region: Region, inputs: Sequence[tuple[int, ...]]) -> bool:
     if wanted() == "engine":
         return True
     dtype = activations(layers[0].weight)
-    batch = inputs[0][0]
-    line = 32 if dtype == torch.bfloat16 else 16
-    if batch < FULL * line or dtype not in (torch.float32, torch.bfloat16):
+    batch = inputs[0].shape[0]
+    if dtype not in (torch.float32, torch.bfloat16) or batch < FULL * LANES[dtype]:
         return False
-    return _speedup(region, [(min(batch, MOST_IMAGES), *size[1:]) for size in inputs], dtype) >= LEAST
+    part = [replace(source, shape=(min(batch, MOST_IMAGES), *source.shape[1:])) for source in inputs]
+    return _speedup(region, part, dtype) >= LEAST
 
 
-def _speedup(region: Region, inputs: Sequence[tuple[int, ...]], dtype: torch.dtype) -> float:
+def _speedup(region: Region, inputs: Sequence[Source], dtype: torch.dtype) -> float:
     """Time of torch ÷ time of the engine, for a step forward and backward."""
     layers = region.members[0]
     weights = [(tuple(layer.weight.shape), _is_channels_last(layer.weight)) for layer in layers]
@@ -67,7 +77,7 @@ def _speedup(region: Region, inputs: Sequence[tuple[int, ...]], dtype: torch.dty
     return _known[path.name]
 
 
-def _measure(region: Region, inputs: Sequence[tuple[int, ...]], dtype: torch.dtype) -> float:
+def _measure(region: Region, inputs: Sequence[Source], dtype: torch.dtype) -> float:
     """Shortest times of both, in turns, on copies of the modules; 0 where the engine cannot run the region."""
     layers, offsets, norms = copied = copy.deepcopy(region.members)
     layout = (
@@ -84,7 +94,10 @@ def _measure(region: Region, inputs: Sequence[tuple[int, ...]], dtype: torch.dty
 
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
         sources = [
-            (x.to(memory_format=layout) if x.dim() == 4 else x).requires_grad_() for x in map(torch.randn, inputs)
+            torch.randn(source.shape)
+            .to(memory_format=layout if len(source.shape) == 4 else torch.contiguous_format)
+            .requires_grad_(source.differentiable)
+            for source in inputs
         ]
         sides: tuple[_Run, _Run] = (by_torch, execution)
         times = [math.inf, math.inf]

@@ -12,9 +12,9 @@ PRECISIONS = ("float32", "bf16")
 def storages(seeds: int = 3, scale: str = "small", data: str | None = None) -> list[RunConfig]:
     """RigL (ERK) in compact storage and with masks, and the dense net, each in fp32 and in bf16; hours are a column.
 
-    Cost: 10 runs a seed. Small: WRN-10-1, some 20 s a run on digits as images; on CIFAR-10 (JPEG), one core of a 2026
-    Xeon, some 5 minutes a run in compact storage and 20 to 40 the others. Paper: WRN-22-2 for 30 epochs, on such a core
-    some half an hour (bf16) or hour (fp32) compact, 3 and 5 hours dense or masked.
+    Cost: 10 runs a seed. Small: WRN-10-1, 2 to 6 s a run on digits as images. By the time of a step on one core of a
+    2026 Xeon: on CIFAR-10 (JPEG) 6 to 10 minutes a run in compact storage, 15 to 45 the others; paper (WRN-22-2, 30
+    epochs) half an hour (bf16) or an hour (fp32) compact, 2 to 5 hours the others.
 
     Expected: at each sparsity the four ways of RigL within noise of each other; hours as the engine's measured ratios.
     """
