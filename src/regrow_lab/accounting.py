@@ -47,7 +47,7 @@ def account(config: RunConfig, total_steps: int) -> dict[str, Any]:
         "train_flops": train,
         "test_ratio": sparse / dense,
         "train_ratio": train / (3 * dense),
-        "estimated": config.method in ("grasp", "lottery", "imp")
+        "estimated": config.method in ("grasp", "obd", "lottery", "imp")
         or config.start is not None
         or (algorithm is not None and (algorithm.initial is None or algorithm.redistribute is not None)),
     }

@@ -17,7 +17,7 @@ SCHEDULES = ("cosine", "constant", "step", "one-cycle")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 AUGMENTATIONS = ("none", "crop-flip", "resized-crop-flip")
 PRECISIONS = ("float32", "bf16")
-WITHOUT_DISTRIBUTION = ("dense", "small-dense", "snip", "grasp", "pruning", "lottery", "imp")
+WITHOUT_DISTRIBUTION = ("dense", "small-dense", "snip", "grasp", "obd", "pruning", "lottery", "imp")
 WITH_DISTRIBUTION = ("static", "set", "rigl", "snfs", "rigl-sg", "rigl-sm", "rigl-struct")
 METHODS = WITHOUT_DISTRIBUTION + WITH_DISTRIBUTION
 STORAGES = ("dense", "compact")
@@ -44,13 +44,13 @@ class RunConfig:
     data: str = "digits"
     """Data set, by name."""
     method: str = "dense"
-    """dense, small-dense, static, set, rigl, rigl-struct, snfs, rigl-sg, rigl-sm, pruning, snip, grasp, lottery (the
-    masks of a pruning run) or imp (iterative pruning)."""
+    """dense, small-dense, static, set, rigl, rigl-struct, snfs, rigl-sg, rigl-sm, pruning, snip, grasp, obd, lottery
+    (the masks of a pruning run) or imp (iterative pruning)."""
     sparsity: float = 0.0
     """Share of the weights that are zero, in [0, 1); for imp 1 - 0.8^L after L rounds."""
     distribution: str | None = None
     """How the sparsity is shared among the layers: uniform, er, erk (taken where none is given) or flop-aware; none for
-    dense, small-dense, snip, grasp, pruning, lottery and imp."""
+    dense, small-dense, snip, grasp, obd, pruning, lottery and imp."""
     multiplier: float = 1
     """Training length as a multiple of `epochs`: 2 for a 2x run; rounded to whole epochs. Stretches the learning rate
     schedule and the last update, not `every` nor `drop_fraction`."""

@@ -19,15 +19,13 @@ import regrow
 from regrow_lab.evaluation import batch_size_for, evaluate, loss_of
 from regrow_lab.machine import describe, peak_memory
 from regrow_lab.models import find_model
-from regrow_lab.origin import grasp_batches, mask_step
+from regrow_lab.origin import SCORINGS, mask_step, scored_batches
 from regrow_lab.training import Training
 
 LINE_BATCHES = 10
 """Training batches from which batch norm's statistics are taken anew on the line."""
 TIMING_ROUNDS = 15
 TIMING_SECONDS = 0.03
-GRASP_PASSES = 9
-"""FLOPs of GraSP's scores in forward passes: a gradient (3) and a product with the Hessian (6)."""
 
 
 def result_of(training: Training) -> dict[str, Any]:
@@ -75,9 +73,9 @@ def costs(training: Training) -> dict[str, Any]:
     sparse = training.sparse_flops(sparsifier.densities if sparsifier else {})
     mean = training.sparse_flops(sparsifier.mean_densities if sparsifier else {})
     train = regrow.train_flops(training.algorithm, mean, dense) if training.algorithm else 3 * sparse
-    if config.method == "grasp":
-        samples = grasp_batches(config, training.data) * config.batch_size
-        train += GRASP_PASSES * dense * samples / (training.total_steps * config.batch_size)
+    if config.method in SCORINGS:
+        batches = scored_batches(config, training.data)
+        train += SCORINGS[config.method].passes * dense * batches / training.total_steps
     dense_share = mask_step(config, training.total_steps) / training.total_steps
     train = dense_share * 3 * dense + (1 - dense_share) * train
     own = train / (3 * dense) * training.epochs / config.epochs

@@ -150,7 +150,7 @@ def _density_lines(summaries: Sequence[Summary]) -> dict[str, Line]:
         ]
         if fixed:
             found[label] = fixed[0]
-    for method in ("snip", "grasp", "snfs", "rigl-sg", "rigl-sm", "pruning"):
+    for method in ("snip", "grasp", "obd", "snfs", "rigl-sg", "rigl-sm", "pruning"):
         own = [line for line in lines if line[0].method == method]
         if own:  # of a method with several distributions, the run that started from uniform: what it found is its own
             begun = " (from uniform)" if own[0][0].distribution == "uniform" else ""

@@ -70,6 +70,7 @@ RECIPES: dict[str, Recipe] = {
     "static": _static,
     "snip": _snip,
     "grasp": _given_masks,
+    "obd": _given_masks,
     "lottery": _given_masks,
     "imp": _given_masks,
     "set": _dynamic(regrow.set_),
@@ -85,8 +86,8 @@ RECIPES: dict[str, Recipe] = {
 def algorithm_of(config: RunConfig, total_steps: int, flops: regrow.Flops) -> regrow.Algorithm | None:
     """The algorithm of a run of `total_steps` optimizer steps, all multiples included; None where nothing is masked.
 
-    `flops` are of the dense net, for distributions that mind them. Where the run is given its masks (grasp, lottery,
-    imp), the algorithm is a static one of the same cost; see `regrow_lab.origin`.
+    `flops` are of the dense net, for distributions that mind them. Where the run is given its masks (grasp, obd,
+    lottery, imp), the algorithm is a static one of the same cost; see `regrow_lab.origin`.
 
     Raises ValueError for values that the recipe refuses, such as a pruning that starts after it stops.
     """

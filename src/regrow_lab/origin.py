@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,28 @@ from regrow_lab.config import IMP_FRACTION, RunConfig
 from regrow_lab.data.batches import Parts
 from regrow_lab.evaluation import loss_of
 
-GRASP_SAMPLES = 10
-"""Training samples a class whose loss GraSP's scores are taken of. Wang, Zhang & Grosse 2020, section 5."""
+SAMPLES = 10
+"""Training samples a class whose loss the scores are taken of. Wang, Zhang & Grosse 2020, section 5."""
+OBD_PROBES = 100
 OTHER_SEED = 1000
 """Added to the seed for the weights of a random re-initialisation, so that no seed of a study is met."""
 
 State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Scores of the initial weights whose largest live, and what they cost in forward passes over their samples."""
+
+    scores: Callable[..., dict[str, Tensor]]
+    passes: int
+
+
+SCORINGS: Mapping[str, Scoring] = {
+    "grasp": Scoring(regrow.grasp_scores, passes=3 + 9),  # a gradient, and a product with the Hessian
+    "obd": Scoring(partial(regrow.obd_scores, probes=OBD_PROBES), passes=9 * OBD_PROBES),
+}
+"""Method -> how it chooses its masks before training. (SNIP's score needs no pass that training does not make.)"""
 
 
 @dataclass(frozen=True)
@@ -42,8 +59,8 @@ class Origin:
 
 def masks_of(config: RunConfig, origin: Origin | None, model: nn.Module, data: Parts) -> dict[str, Tensor] | None:
     """The masks that the run begins with, where its method does not draw them itself."""
-    if config.method == "grasp":
-        return grasp_masks(config, model, data)
+    if config.method in SCORINGS:
+        return scored_masks(config, model, data)
     if origin is None or config.method == "dense":
         return None
     if config.start == "shuffled" and not config.data_order:
@@ -80,16 +97,18 @@ def mask_step(config: RunConfig, total_steps: int) -> int:
     return round(config.rewind * total_steps) if config.method == "imp" and config.start != "trained" else 0
 
 
-def grasp_masks(config: RunConfig, model: nn.Module, data: Parts) -> dict[str, Tensor]:
-    """Masks of the largest GraSP scores over the first batches of the training, some ten samples a class."""
+def scored_masks(config: RunConfig, model: nn.Module, data: Parts) -> dict[str, Tensor]:
+    """Masks of the largest scores over the first batches of the training, some ten samples a class."""
     order = torch.arange(len(data.train))
-    number = grasp_batches(config, data)
+    number = scored_batches(config, data)
     batches = list(itertools.islice(data.train.batches(order, config.batch_size, seed=config.seed), number))
     model.train()
-    scores = regrow.grasp_scores(model, lambda outputs, labels: loss_of(outputs.float(), labels), batches)
-    return regrow.masks_from_scores(scores, config.sparsity)
+    find = SCORINGS[config.method].scores
+    return regrow.masks_from_scores(
+        find(model, lambda outputs, labels: loss_of(outputs.float(), labels), batches), config.sparsity
+    )
 
 
-def grasp_batches(config: RunConfig, data: Parts) -> int:
+def scored_batches(config: RunConfig, data: Parts) -> int:
     """How many batches that takes."""
-    return -(-GRASP_SAMPLES * data.num_classes // config.batch_size)
+    return -(-SAMPLES * data.num_classes // config.batch_size)

@@ -68,9 +68,14 @@ Key = tuple[str, str | None, float, str]
 
 
 def versus(
-    ones: Iterable[Key], others: Iterable[Key], *, same_method: bool = False, same_distribution: bool = False
+    ones: Iterable[Key],
+    others: Iterable[Key],
+    *,
+    same_method: bool = False,
+    same_distribution: bool = False,
+    model: str | None = None,
 ) -> Finder:
-    """Pairs of the same model, data and sparsity: each of `ones` against each of `others`."""
+    """Pairs of the same model (`model`, or any), data and sparsity: each of `ones` against each of `others`."""
     wanted = [
         (a, b)
         for a, b in product(ones, others)
@@ -79,10 +84,10 @@ def versus(
 
     def find(cells: Cells) -> Iterable[Pair]:
         known = _known(cells)
-        for (model, data, sparsity), rows in known.items():
-            for a, b in wanted:
+        for (net, data, sparsity), rows in known.items():
+            for a, b in wanted if model in (None, net) else ():
                 if a in rows and b in rows:
-                    where = f"{rows[a].label} against {rows[b].label}, S = {sparsity:g}, {model} on {data}"
+                    where = f"{rows[a].label} against {rows[b].label}, S = {sparsity:g}, {net} on {data}"
                     yield Pair(where, rows[a], rows[b])
 
     return find

@@ -20,6 +20,7 @@ NAMES = {
     "static": "Static",
     "snip": "SNIP",
     "grasp": "GraSP",
+    "obd": "OBD",
     "set": "SET",
     "rigl": "RigL",
     "rigl-struct": "RigL-struct",
@@ -32,7 +33,7 @@ NAMES = {
 }
 """Method in config.json -> its name in tables and figures, in the order of the rows."""
 
-SPARSE_THROUGHOUT = ("small-dense", "static", "snip", "grasp", "set", "rigl", "rigl-struct")
+SPARSE_THROUGHOUT = ("small-dense", "static", "snip", "grasp", "obd", "set", "rigl", "rigl-struct")
 """Methods whose every step costs about 3 f_s with an f_s that stays the same."""
 
 GROUPS = (

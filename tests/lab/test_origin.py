@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -123,20 +124,25 @@ def test_rigl_starts_from_what_rigl_sm_found(distribution: str, tmp_path: Path) 
     assert result["train_ratio"] < 0.3  # as in the report, the run before is not counted
 
 
-def test_grasp_keeps_the_largest_scores_and_counts_their_passes() -> None:
-    config = RunConfig(method="grasp", sparsity=0.9, **SHORT)
+@pytest.mark.parametrize(
+    ("method", "find", "passes"), [("grasp", regrow.grasp_scores, 12), ("obd", regrow.obd_scores, 900)]
+)
+def test_a_scored_run_keeps_the_largest_scores_and_counts_their_passes(
+    method: str, find: Callable[..., dict[str, torch.Tensor]], passes: int
+) -> None:
+    config = RunConfig(method=method, sparsity=0.9, **SHORT)
     run = Training(config, CPU)
     dense = Training(RunConfig(**SHORT), CPU)
     batches = [
         (dense.data.train.inputs[first : first + 64], dense.data.train.labels[first : first + 64]) for first in (0, 64)
     ]
-    scores = regrow.grasp_scores(dense.model, F.cross_entropy, batches)
+    scores = find(dense.model, F.cross_entropy, batches)
     expected = regrow.masks_from_scores(scores, 0.9)
     assert run.sparsifier is not None
     assert all(torch.equal(run.sparsifier.masks[name], mask) for name, mask in expected.items())
     while not run.done:
         run.run_epoch(lambda: None)
-    assert result_of(run)["train_ratio"] == pytest.approx(0.1 + 3 * 2 / STEPS, abs=1e-3)
+    assert result_of(run)["train_ratio"] == pytest.approx(0.1 + passes / 3 * len(batches) / STEPS, rel=0.01)
 
 
 def test_the_order_of_the_data_parts_at_the_rewind_step() -> None:

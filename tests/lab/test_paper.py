@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -86,6 +87,24 @@ def test_flops_that_training_decides_follow_the_formulas_but_for_the_marked_slip
             wrong.add((table.name, label, sparsity))
     assert wrong == {("Table 2", "SNFS_2x", 0.8), ("Table 3", "Lottery", 0.9), ("Table 3", "Lottery", 0.8)}
     assert all(key in paper.SLIPS for key in wrong)
+
+
+def test_pruning_trains_at_the_mean_of_its_ramp() -> None:
+    """3 E[f_s] along our ramp, its forward FLOPs read off the printed test columns, straight from point to point.
+
+    WRN-22-2 comes out as printed. The forward FLOPs of ResNet-50 are concave in the density (its large late layers,
+    cheap by the weight, are pruned first), so that straight lines between three points give a lower bound.
+    """
+    for table, least, most in ((paper.TABLE_2, -UNIT, UNIT), (paper.TABLE_3, 0.0, 0.07)):
+        printed = table.rows["Pruning"]
+        alive, forward = zip(*sorted((1 - sparsity, value.test) for sparsity, value in printed.items()), strict=True)
+        for sparsity, value in printed.items():
+            algorithm = regrow.gradual_pruning(sparsity=sparsity, total_steps=STEPS, stop=65_918)
+            assert callable(algorithm.sparsity)
+            densities = [1 - algorithm.sparsity(step // 100 * 100) for step in range(0, STEPS, 50)]
+            mean = np.interp(densities, (0.0, *alive, 1.0), (0.0, *forward, 1.0)).mean()
+            assert value.train is not None
+            assert least <= value.train - mean <= most, (table.name, sparsity, mean)
 
 
 def test_every_slip_is_in_a_table_and_marked() -> None:

@@ -11,7 +11,7 @@ import pytest
 from stored import store_run
 
 from regrow_lab import paper, study_command, study_figures
-from regrow_lab.claims import QUESTIONS, claims_page, judge
+from regrow_lab.claims import QUESTIONS, claims_page, judge, time_row
 from regrow_lab.cli import main
 from regrow_lab.comparison import comparisons
 from regrow_lab.config import RunConfig, imp_sparsity
@@ -174,6 +174,39 @@ def test_one_cell_of_many_is_chance_and_many_of_one_direction_are_not(tmp_path: 
     assert found["RigL is above static sparse training"] == ("holds", 10), "all ten in one direction, one beyond noise"
 
 
+def test_a_claim_about_text_is_about_the_language_model_alone(tmp_path: Path) -> None:
+    claim = "on text pruning is above RigL (the original's figure)"
+    for model, data in (("char-gru", "tinyshakespeare"), ("lenet-300-100", "digits")):
+        for method, mean, name in (("rigl", 45.0, "uniform"), ("pruning", 47.0, None)):
+            settings = {"model": model, "data": data, "distribution": name}
+            seeds(tmp_path / model, method, 0.75, mean=mean, **settings)
+    assert verdicts(tmp_path / "char-gru")[claim] == ("holds", 1)
+    assert verdicts(tmp_path / "lenet-300-100")[claim] == ("not tested", 0)
+
+
+def test_measured_time_is_held_against_flops(tmp_path: Path) -> None:
+    assert time_row([])[1] == "not tested"
+    store_run(
+        tmp_path,
+        "rigl-struct",
+        0.9,
+        **WRN,
+        result={"train_ratio": 0.2, "wall": {"train_ratio": 0.21, "test_ratio": 0.2}},
+    )
+    assert time_row([cells(tmp_path)])[1] == "holds"
+    store_run(
+        tmp_path,
+        "rigl-struct",
+        0.8,
+        **WRN,
+        result={"train_ratio": 0.3, "wall": {"train_ratio": 0.6, "test_ratio": 0.5}},
+    )
+    _, word, figures = time_row([cells(tmp_path)])
+    assert word == "does not hold"
+    assert "1 of 2 cells within 10%" in figures
+    assert "S = 0.8: time 0.60x, FLOPs 0.30x" in figures
+
+
 def test_no_worse_has_a_margin(tmp_path: Path) -> None:
     claim = "RigL is no worse than SNFS at a fraction of its training FLOPs"
     for mean, word in ((97.0, "holds"), (96.7, "holds"), (96.0, "not shown")):
@@ -230,6 +263,7 @@ def test_the_page_has_every_claim_and_says_what_the_runs_are(tmp_path: Path) -> 
     for question, claims in QUESTIONS.items():
         assert f"## {question}" in page
         assert all(claim.text in page for claim in claims)
+    assert "(supplementary, Table 2, as printed) | **not tested** |" in page
     assert "| RigL is above SET | **holds** | 1 of 1 cells above beyond noise, 0 below, 0 within" in page
     assert "- digits: scale small, lenet-300-100 on digits, 6 finished runs" in page
 

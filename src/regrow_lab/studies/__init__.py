@@ -12,6 +12,7 @@ from regrow_lab.studies.cifar10 import cifar10
 from regrow_lab.studies.digits import digits
 from regrow_lab.studies.figure3 import figure3
 from regrow_lab.studies.figure4 import figure4
+from regrow_lab.studies.saliency import saliency
 from regrow_lab.studies.storages import storages
 from regrow_lab.studies.struct import struct
 from regrow_lab.studies.table1 import table1
@@ -40,6 +41,7 @@ STUDIES: dict[str, Study] = {
     "struct": struct,
     "tickets": tickets,
     "charlm": charlm,
+    "saliency": saliency,
     "storages": storages,
 }
 ALL = "all"

@@ -11,6 +11,8 @@ LATE = 0.05
 REWINDS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 STABLE_AT = (5, 10)
 """Rounds of pruning after which a ticket's instability is measured too."""
+TICKET_REWINDS = (0.0, 0.02, LATE, 0.1, 0.2)
+"""Rewind steps of those tickets, as shares of the training; each takes all the rounds before."""
 
 
 def tickets(seeds: int = 3, scale: str = "small", data: str | None = None) -> list[RunConfig]:
@@ -19,8 +21,9 @@ def tickets(seeds: int = 3, scale: str = "small", data: str | None = None) -> li
     The controls are the masks of rewinding to 0 with other initial weights, and shuffled in each layer. Instability is
     the error on the line between two trainings that part at the rewind step: in result.json, as `line`.
 
-    Cost: 20 rounds × 5 kinds and 14 runs for the instability, a seed. Small: a second a run on digits. Paper (WRN-22-2
-    on CIFAR-10, 12 rounds): 76 runs of some 2 hours on a GTX 1080. A round needs the one before it.
+    Cost: 20 rounds × 5 kinds, and for the instability 7 dense nets and 10 rounds × 3 more rewind steps, a seed. Small:
+    a second a run on digits. Paper (WRN-22-2 on CIFAR-10, 12 rounds): 108 runs of some 2 hours on a GTX 1080. A round
+    needs the one before it.
 
     Expected on digits with LeNet-300-100: rewinding stays within a percent of the dense net down to a density of some
     5 %; shuffled and re-initialised masks fall off earlier. Instability falls towards 0 as the rewind step grows.
@@ -34,5 +37,5 @@ def tickets(seeds: int = 3, scale: str = "small", data: str | None = None) -> li
         runs += grid(base, [kind], levels, seeds)
     runs += grid(base, [row("dense", rewind=rewind, data_order=1) for rewind in REWINDS], (), seeds)
     ends = [imp_sparsity(level) for level in STABLE_AT]
-    runs += grid(base, [row("imp", rewind=rewind, data_order=1) for rewind in (0.0, LATE)], ends, seeds)
+    runs += grid(base, [row("imp", rewind=rewind, data_order=1) for rewind in TICKET_REWINDS], ends, seeds)
     return sorted(runs, key=lambda run: run.seed)
