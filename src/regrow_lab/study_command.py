@@ -22,7 +22,7 @@ from regrow_lab.progress import progress_for
 from regrow_lab.signals import exit_code
 from regrow_lab.studies import ALL, studies_of, study_runs, usual_storage
 
-OF_IMAGES = ("table1", "table2", "table3", "table5", "figure3", "figure4", "struct", "storages")
+OF_IMAGES = ("table1", "table2", "table3", "table5", "figure3", "figure4", "struct", "saliency", "storages")
 """Studies that --data-dir turns to cifar10-jpeg at the small scale, and that --data is for where all are done."""
 
 
@@ -32,7 +32,7 @@ class Study:
 
     name: tyro.conf.Positional[str]
     """The study: digits, cifar10, table1, table2, table3, table5, figure3, figure4, struct, tickets, charlm,
-    storages; or all."""
+    saliency, storages; or all."""
     seeds: int = 3
     """Seeds of every setting, from 0."""
     workers: int | None = None
@@ -55,9 +55,9 @@ class Study:
     """Folder of all data, in place of $REGROW_DATA. At the small scale the data are then cifar10-jpeg."""
     storage: Literal["dense", "compact"] | None = None
     """dense, or compact: only alive weights exist, for the methods that can. By default compact for CIFAR on a CPU."""
-    precision: Literal["float32", "bf16"] | None = None
-    """float32, or bf16: autocast of the forward pass, faster on GPUs and on CPUs that multiply in bfloat16. By default
-    as the study says."""
+    precision: Literal["float32", "bf16", "auto"] | None = None
+    """float32; bf16: autocast of the forward pass; auto: bf16 where the device multiplies in it, faster for all but
+    tiny nets. By default as the study says."""
     device: str = "cpu"
     """Where the nets and the data live: cpu, cuda for every GPU, cuda:1 for one of them."""
     checkpoint_seconds: float = 30.0
@@ -108,13 +108,14 @@ def run_study(options: Study, name: str, out: Path | None) -> int:
     data = _data(options, name)
     runs = study_runs(name, options.seeds, options.scale, data)
     storage = usual_storage(runs, options.device) if options.storage is None else options.storage
-    if storage != "dense" or options.precision is not None:
-        runs = study_runs(name, options.seeds, options.scale, data, storage, options.precision)
+    precision = _precision(options)
+    if storage != "dense" or precision is not None:
+        runs = study_runs(name, options.seeds, options.scale, data, storage, precision)
     launcher = options.runner()
     launcher.check()
     mine = runs if options.shard is None else shard(runs, options.shard)
     out = Path("runs") / name if out is None else out
-    settings = {"scale": options.scale, "data": data or "", "storage": storage, "precision": options.precision or ""}
+    settings = {"scale": options.scale, "data": data or "", "storage": storage, "precision": precision or ""}
     store.open_study(out, name, options.seeds, **settings)
     began = time.monotonic()
     try:
@@ -135,6 +136,15 @@ def run_study(options: Study, name: str, out: Path | None) -> int:
     else:
         print(f"shard {options.shard} is done, {left} of the study's {len(runs)} runs are not: no report yet")
     return _say_outcome(mine, done, time.monotonic() - began)
+
+
+def _precision(options: Study) -> str | None:
+    """The precision asked for, `auto` resolved on this machine."""
+    if options.precision != "auto":
+        return options.precision
+    from regrow_lab.machine import device_named, gains_from_bf16
+
+    return "bf16" if gains_from_bf16(device_named(options.device)) else "float32"
 
 
 def _say_outcome(runs: Sequence[RunConfig], done: Outcome, seconds: float) -> int:

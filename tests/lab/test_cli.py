@@ -196,6 +196,19 @@ def test_study(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert "2 runs: 2 finished before, 0 now in " in capfd.readouterr().out
 
 
+@pytest.mark.usefixtures("tiny_study")
+@pytest.mark.parametrize(("gains", "precision"), [(True, "bf16"), (False, "float32")])
+def test_auto_is_bf16_where_the_device_gains_from_it(
+    gains: bool, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("regrow_lab.machine.gains_from_bf16", lambda device: gains)
+    out = tmp_path / "digits"
+    command = ["study", "digits", "--workers", "1", "--seeds", "1", "--precision", "auto", "--out", str(out)]
+    assert main(command) == 0
+    assert store.read_json(out / "study.json")["precision"] == precision
+    assert {run.config["precision"] for run in store.read_runs(out)} == {precision}
+
+
 def test_a_study_with_a_run_that_fails_says_so(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
