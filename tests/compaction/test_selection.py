@@ -42,6 +42,18 @@ def test_the_same_mask_as_torch(monkeypatch, kind, share, size):
         assert torch.equal(found, by_torch(monkeypatch, scores, count, among))
 
 
+@pytest.mark.parametrize("inside", [2.0, -2.0])
+def test_a_sample_that_misleads_changes_nothing(monkeypatch, inside):
+    """The scores at the places that the sample looks at stand for none of the others."""
+    size, count = 50_000, 20_000
+    places = torch.tensor([((i * 0x9E3779B97F4A7C15 % 2**64 >> 32) * size) >> 32 for i in range(2**14)])
+    scores = torch.rand(size, generator=torch.Generator().manual_seed(0))
+    scores[places] += inside
+    among = torch.ones(size, dtype=torch.bool)
+    found = selection.select(scores, count, among)
+    assert torch.equal(found, by_torch(monkeypatch, scores, count, among))
+
+
 def test_what_cpp_leaves_to_torch():
     scores, among = torch.rand(4, 6), torch.ones(4, 6, dtype=torch.bool)
     assert selection.select(scores.double(), 2, among) is None

@@ -6,7 +6,7 @@
 namespace regrow {
 
 // to[i] = whether i is among the `count` candidates with the largest scores. NaN counts as -infinity, on ties the lower
-// index wins. `among`: one byte each; there must be at least `count` candidates.
+// index wins. `among`: 0 or 1 each; there must be at least `count` candidates.
 void select(const float* scores, const uint8_t* among, size_t size, size_t count, uint8_t* to);
 
 // The places of what is not 0, ascending, and one number more, which means nothing. Returns how many there are.
