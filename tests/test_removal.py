@@ -280,6 +280,32 @@ def test_a_graph_that_cannot_be_followed_is_refused_and_says_where() -> None:
     refused("its forward has a fixed number of channels", fixed, kill(fixed, {"0.weight": [1]}), (4, 8, 8))
 
 
+def test_an_operation_that_gives_several_tensors_keeps_its_channels_or_is_named() -> None:
+    class Gated(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            values, gates = self[1](self[0](x)).chunk(2, dim=1)
+            return self[2](values * gates.sigmoid())
+
+    class Longest(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[2](self[1](self[0](x)).max(2)[0])
+
+    class Recurrent(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[2](self[1](self[0](x).flatten(2).transpose(1, 2))[0])
+
+    gated = Gated(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 12, 3), nn.Conv2d(6, 3, 3))
+    longest = Longest(nn.Conv1d(4, 8, 3), nn.Conv1d(8, 6, 3), nn.Linear(6, 3))
+    recurrent = Recurrent(nn.Conv2d(4, 6, 3), nn.GRU(6, 5, batch_first=True), nn.Linear(5, 3))
+    for model, size in ((gated, (4, 8, 8)), (longest, (4, 9)), (recurrent, (4, 5, 5))):
+        check(model, {}, size)
+    for model, size in ((gated, (4, 8, 8)), (longest, (4, 9))):
+        smaller = check(model, kill(model, {"0.weight": [1, 5]}), size)
+        assert smaller[1].weight.shape[1] == 6  # what comes before is cut all the same
+    refused("dead channels reach chunk", gated, kill(gated, {"1.weight": [2]}), (4, 8, 8))
+    refused("dead channels reach max", longest, kill(longest, {"1.weight": [2]}), (4, 9))
+
+
 def test_masks_that_do_not_fit_are_refused() -> None:
     model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.Conv2d(6, 4, 3))
     masks = kill(model, {"0.weight": [1]})

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils import _pytree as pytree
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 SUMS = {"add", "iadd", "add_", "mul", "imul", "mul_"}
@@ -101,6 +102,8 @@ class ChannelGraph(fx.Interpreter):
         elif isinstance(result, Tensor):
             self._values[n] = result
             self._known[n] = self._follow(n, result, example) or self._unknown(n, result)
+        elif any(isinstance(part, Tensor) for part in pytree.tree_leaves(result)):
+            self._keep_sources(n)  # chunk, max with indices, a GRU: what is taken out of them is not followed
         return result
 
     def removable(self) -> set[int]:
@@ -237,12 +240,15 @@ class ChannelGraph(fx.Interpreter):
 
     def _unknown(self, node: fx.Node, result: Tensor) -> Channels:
         """Keeps all channels on both sides."""
-        for source in node.all_input_nodes:
-            if source in self._known:
-                self._block(self._known[source], f"'{node.target}'" if node.op == "call_module" else _name(node, self))
+        self._keep_sources(node)
         atoms = self.atoms.new(result.shape[1] if result.dim() > 1 else 0)
         self.pinned += atoms
         return Channels(1, atoms, torch.zeros(len(atoms), dtype=torch.bool))
+
+    def _keep_sources(self, node: fx.Node) -> None:
+        for source in node.all_input_nodes:
+            if source in self._known:
+                self._block(self._known[source], f"'{node.target}'" if node.op == "call_module" else _name(node, self))
 
     def _block(self, source: Channels, operation: str) -> None:
         for atom, fixed in zip(source.atoms, source.fixed.tolist(), strict=True):
