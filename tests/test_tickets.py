@@ -252,6 +252,7 @@ def test_bad_arguments_are_refused_at_the_call() -> None:
     for change, message in (
         ({"rewind": 12}, "rewind is 12; expected a step from 0 to 11"),
         ({"rewind": 1.0}, r"rewind is 1\.0"),
+        ({"rewind": True}, "rewind is True"),
         ({"rewind": -1}, "rewind is -1"),
         ({"levels": -1}, "levels is -1"),
         ({"fraction": 1.0}, r"fraction is 1\.0"),

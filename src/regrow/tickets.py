@@ -209,7 +209,7 @@ def rewind_step(rewind: int | float | None, total_steps: int) -> int:
         return 0
     if isinstance(rewind, float) and 0 <= rewind < 1:
         return round(rewind * total_steps)
-    if isinstance(rewind, float) or not 0 <= rewind < total_steps:
+    if isinstance(rewind, bool | float) or not 0 <= rewind < total_steps:
         raise ValueError(
             f"rewind is {rewind!r}; expected a step from 0 to {total_steps - 1}, a share of them such as 0.02, or None"
         )

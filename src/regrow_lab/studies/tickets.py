@@ -36,6 +36,9 @@ def tickets(seeds: int = 3, scale: str = "small", data: str | None = None) -> li
     for kind in kinds:
         runs += grid(base, [kind], levels, seeds)
     runs += grid(base, [row("dense", rewind=rewind, data_order=1) for rewind in REWINDS], (), seeds)
-    ends = [imp_sparsity(level) for level in STABLE_AT]
-    runs += grid(base, [row("imp", rewind=rewind, data_order=1) for rewind in TICKET_REWINDS], ends, seeds)
+    for rewind in TICKET_REWINDS:
+        if rewind not in (0.0, LATE):  # whose rounds are there
+            runs += grid(base, [row("imp", rewind=rewind)], levels[: max(STABLE_AT)], seeds)
+        ends = [imp_sparsity(level) for level in STABLE_AT]
+        runs += grid(base, [row("imp", rewind=rewind, data_order=1)], ends, seeds)
     return sorted(runs, key=lambda run: run.seed)
