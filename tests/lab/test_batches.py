@@ -109,6 +109,13 @@ def test_streamed_images_are_those_of_the_memory(folder: Path) -> None:
     assert parts.example.shape == (1, 3, 8, 8)
 
 
+def test_a_broken_file_of_a_stream_is_named_in_a_line(folder: Path) -> None:
+    listed = list_images(folder)
+    listed.train.files[3].write_bytes(listed.train.files[3].read_bytes()[:40])
+    with pytest.raises(ValueError, match=f"^{listed.train.files[3]} is no image that can be read"):
+        list(StreamedImages(listed.train, 0, PIXELS, CPU).batches(torch.arange(10), 4))
+
+
 def test_training_windows_are_distinct_stretches_and_move_with_the_epoch() -> None:
     text = torch.arange(200).byte()
     windows, starts = Windows(text, 16, moving=True), set()

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pictures
 import pytest
 import torch
@@ -25,7 +26,7 @@ from regrow_lab.config import RunConfig
 from regrow_lab.data import Dataset, ImageFiles, Text, load_data, title_of
 from regrow_lab.data.cache import cache_folder, decoded
 from regrow_lab.data.cifar import CIFAR_10, CIFAR_100, Archive, find_cifar
-from regrow_lab.data.folder import find_image_folder
+from regrow_lab.data.folder import decode_files, find_image_folder
 from regrow_lab.data.hugging_face import find_hugging_face
 from regrow_lab.data.idx import MNIST, find_idx, read_idx
 from regrow_lab.data.pickles import read_pickle
@@ -324,6 +325,25 @@ def test_images_of_several_sizes_are_scaled_or_refused(tmp_path: Path) -> None:
     assert (found.train_images[-1] == torch.tensor([255, 0, 0])).all()
 
 
+@pytest.mark.parametrize("ending", ["png", "tiff"])
+def test_of_sixteen_bits_the_upper_eight_are_taken(tmp_path: Path, ending: str) -> None:
+    values = np.arange(0, 2**16, 2**10, dtype=np.uint16).reshape(8, 8)
+    for part in ("train", "test"):
+        (tmp_path / part / "only").mkdir(parents=True)
+        Image.fromarray(values).save(tmp_path / part / "only" / f"a.{ending}")
+    source = find_image_folder(tmp_path)
+    assert source is not None
+    assert source.read().train_images.flatten().tolist() == list(range(0, 256, 4))
+    for part in ("train", "test"):
+        Image.fromarray(values.astype(np.float32)).save(tmp_path / part / "only" / "b.tiff")
+    source = find_image_folder(tmp_path)
+    assert source is not None
+    with pytest.raises(
+        ValueError, match=r"b\.tiff is no image that can be read \(its pixels go from 0 to 64512; expected 8"
+    ):
+        source.read()
+
+
 def test_grey_images_have_one_channel(tmp_path: Path) -> None:
     for part in ("train", "test"):
         (tmp_path / part / "only").mkdir(parents=True)
@@ -585,6 +605,43 @@ def test_a_folder_larger_than_the_memory_is_streamed(monkeypatch: pytest.MonkeyP
     data = load_data("large", CPU)
     assert isinstance(data, ImageFiles)
     assert data.parts(RunConfig(data="large")).num_classes == 2
+    pictures.write_image_folder(root() / "mixed")
+    Image.new("RGB", (20, 12)).save(root() / "mixed/train/dark/wide.png")
+    with pytest.raises(ValueError, match=r"wide.png is 20×12, .*png is 8×8: scale them with image_size"):
+        load_data("mixed", CPU)
+    assert isinstance(load_data("mixed", CPU, image_size=8), ImageFiles)
+
+
+def test_parquet_larger_than_the_memory_is_unpacked_and_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    folder = root() / "hub"
+    folder.mkdir(parents=True)
+    for part, images, labels in (("train", TRAIN, LABELS), ("test", TEST, [0, 9])):
+        cells = [{"bytes": png(image), "path": None} for image in images]
+        parquet.write_table(pyarrow.table({"img": cells, "label": labels}), folder / f"{part}-0.parquet")
+    resident = load_data("hub", CPU)
+    assert isinstance(resident, Dataset)
+    forget = data_module._load.cache_clear
+    forget()
+    monkeypatch.setattr(data_module, "memory_limit", lambda device: 100)
+    streamed = load_data("hub", CPU)
+    assert isinstance(streamed, ImageFiles)
+    assert len(streamed.folder.classes) == 10  # as the labels of both parts say
+    by_label = sorted(zip(streamed.folder.train.labels, streamed.folder.train.files, strict=True))
+    assert [label for label, _ in by_label] == sorted(LABELS)
+    order = sorted(range(len(LABELS)), key=lambda number: LABELS[number])
+    for (_, path), number in zip(by_label, order, strict=True):
+        assert torch.equal(decode_files([path])[0], TRAIN[number])
+    forget()
+    again = load_data("hub", CPU)
+    assert isinstance(again, ImageFiles)
+    assert again.folder == streamed.folder  # unpacked once
+    next(folder.glob("train*")).write_bytes(b"PAR1")
+    forget()
+    with pytest.raises(ValueError, match="is truncated or broken"):
+        load_data("hub", CPU)
 
 
 def test_a_text_is_split_ninety_to_ten() -> None:

@@ -14,9 +14,9 @@ from torch import Tensor
 from regrow_lab.config import RunConfig
 from regrow_lab.data.augment import AUGMENTATIONS
 from regrow_lab.data.batches import Images, Parts, Pixels, StreamedImages, Vectors, Windows, held_out
-from regrow_lab.data.cache import decoded
+from regrow_lab.data.cache import decoded, unpacked
 from regrow_lab.data.digits import digits, digits_images
-from regrow_lab.data.folder import ImageFolder, Listing, decode_file, find_image_folder, list_images
+from regrow_lab.data.folder import ImageFolder, Listing, check_one_size, decode_file, find_image_folder, list_images
 from regrow_lab.data.hugging_face import find_hugging_face
 from regrow_lab.data.sets import IMAGE_SETS
 from regrow_lab.data.source import FourTensors, Source, data_root
@@ -203,11 +203,11 @@ def _load_folder(name: str, device: torch.device, image_size: int, root: Path) -
         known = ", ".join([*DATASETS, *IMAGE_SETS, TINY_SHAKESPEARE])
         what = "has no train/CLASS/ with images" if folder.is_dir() else "does not exist"
         raise ValueError(f"unknown data {name!r}: choose one of {known}, or an image folder ({folder} {what})")
-    if source.what == "image folder":
-        listed = list_images(folder)
-        first = decode_file(listed.train.files[0], image_size)
-        if len(source.files) * first.numel() > memory_limit(device):
-            return ImageFiles(listed, image_size, device, name)
+    if source.size() > memory_limit(device):
+        listed = list_images(folder if source.unpack is None else unpacked(str(folder), source))
+        if not image_size:
+            check_one_size((*listed.train.files, *listed.test.files))
+        return ImageFiles(listed, image_size, device, name)
     found = decoded(f"{folder}-{image_size}", source)
     mean, std = _statistics(found.train_images)
     return Dataset(*_on(device, found.tensors), name=name, mean=mean, std=std)

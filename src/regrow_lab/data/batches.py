@@ -145,7 +145,7 @@ class StreamedImages:
         """See Part."""
         batches = [chosen.tolist() for chosen in order.split(batch_size)][first:]
         daemon = multiprocessing.current_process().daemon  # which may have no children: it decodes by itself
-        loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
+        loader: DataLoader[Batch | ValueError] = DataLoader(
             _Files(self.listing.files, self.listing.labels, self.image_size),  # type: ignore[arg-type]
             batch_sampler=batches,
             num_workers=0 if daemon else min(os.cpu_count() or 1, MOST_WORKERS, len(batches)),
@@ -153,7 +153,10 @@ class StreamedImages:
             pin_memory=self.device.type == "cuda",
             generator=Generator(),  # else it would draw from the global one, and a resumed run would be another
         )
-        for number, (images, labels) in enumerate(loader, start=first):
+        for number, batch in enumerate(loader, start=first):
+            if isinstance(batch, ValueError):
+                raise batch
+            images, labels = batch
             on_device = images.to(self.device, non_blocking=True)
             everything = torch.arange(len(labels), device=self.device)
             yield self.pixels.inputs(on_device, everything, seed, epoch, number), labels.to(self.device)
@@ -168,13 +171,16 @@ class _Files:
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitems__(self, numbers: list[int]) -> Batch:
-        """A whole batch at once, as DataLoader asks for it."""
-        images = decode_files([self.files[number] for number in numbers], self.image_size, grey=False)
+    def __getitems__(self, numbers: list[int]) -> Batch | ValueError:
+        """A whole batch at once, as DataLoader asks for it; what is wrong with a file, not buried in a traceback."""
+        try:
+            images = decode_files([self.files[number] for number in numbers], self.image_size, grey=False)
+        except ValueError as error:
+            return error
         return images, torch.tensor([self.labels[number] for number in numbers])
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Batch | ValueError) -> Batch | ValueError:
     return batch
 
 

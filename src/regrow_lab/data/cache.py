@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -12,7 +14,7 @@ import torch
 from regrow_lab.data.source import Decoded, Source, fingerprint
 from regrow_lab.store import write_whole
 
-SCHEMA = 1
+SCHEMA = 2  # 1 cut images of 16 bits off at 255
 
 
 def cache_folder() -> Path:
@@ -32,6 +34,32 @@ def decoded(name: str, source: Source) -> Decoded:
         found = source.read()
         _keep(path, key, found)
     return found
+
+
+def unpacked(name: str, source: Source) -> Path:
+    """The folder of images that `source` unpacks to: in the cache if it is there, of these very files; else written.
+
+    Raises ValueError as the source does, and if there is no place for it.
+    """
+    assert source.unpack is not None
+    home = (
+        cache_folder()
+        / f"{hashlib.sha256(name.encode()).hexdigest()[:8]}-{Path(name).name}-{fingerprint(source.files)}"
+    )
+    if home.is_dir():
+        return home
+    try:
+        home.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=home.parent, prefix=".unpacking-") as under_way:
+            source.unpack(Path(under_way) / "whole")
+            with suppress(FileExistsError):  # another process was faster
+                (Path(under_way) / "whole").rename(home)
+    except OSError as error:
+        raise ValueError(
+            f"{name} is larger than the memory and is unpacked to stream, which failed in {home.parent} "
+            f"({error.strerror}): make room there, or name another place with XDG_CACHE_HOME"
+        ) from None
+    return home
 
 
 def _load(path: Path, key: str) -> Decoded | None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +44,13 @@ def find_image_folder(folder: Path, image_size: int = 0) -> Source | None:
     if not train.is_dir() or not any(path.is_dir() for path in train.iterdir()):
         return None
     listed = list_images(folder)
-    return Source("image folder", (*listed.train.files, *listed.test.files), lambda: _decode_all(listed, image_size))
+    files = (*listed.train.files, *listed.test.files)
+    return Source(
+        "image folder",
+        files,
+        lambda: _decode_all(listed, image_size),
+        lambda: len(files) * decode_file(listed.train.files[0], image_size).numel(),
+    )
 
 
 def list_images(folder: Path) -> ImageFolder:
@@ -124,13 +131,54 @@ def decode_file(path: Path, image_size: int = 0) -> Tensor:
         raise ValueError("image folders are read with pillow, which is not installed: pip install pillow") from None
     try:
         with Image.open(path) as opened:
-            image = opened.convert("RGB")
+            image = eight_bits(opened).convert("RGB")
     except Exception as error:  # a broken image may raise anything, and one of too many pixels is refused by pillow
         raise ValueError(f"{path} is no image that can be read ({error}): repair or delete it") from None
     if image_size:
         image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
     width, height = image.size
     return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(height, width, 3)
+
+
+def eight_bits(image: Any) -> Any:
+    """A pillow image with eight bits a channel: of the sixteen of a deep grey one (PNG, TIFF) the upper eight.
+
+    Raises ValueError for pixels that are no whole numbers from 0 to 65,535: nobody says what is white among them.
+    """
+    if not image.mode.startswith(("I", "F")):
+        return image
+    import numpy as np
+    from PIL import Image
+
+    values = np.asarray(image)  # pillow's own conversion would cut it off at 255
+    if image.mode == "F" or values.min() < 0 or values.max() >= 2**16:
+        raise ValueError(f"its pixels go from {values.min():g} to {values.max():g}; expected 8 or 16 bits a channel")
+    return Image.fromarray((values >> 8).astype(np.uint8))
+
+
+def check_one_size(files: Sequence[Path], looked_at: int = 64) -> None:
+    """Refuses files of several sizes by what their heads say, so that a stream does not stop in mid-epoch.
+
+    Args:
+        files: of which so many are looked at, evenly spread.
+
+    Raises:
+        ValueError: two differ, or one is no image.
+    """
+    from PIL import Image
+
+    sizes: dict[tuple[int, int], Path] = {}
+    for path in files[:: max(1, len(files) // looked_at)]:
+        try:
+            with Image.open(path) as opened:
+                sizes.setdefault(opened.size, path)
+        except Exception as error:  # as in decode_file
+            raise ValueError(f"{path} is no image that can be read ({error}): repair or delete it") from None
+        if len(sizes) > 1:
+            (one, first), (other, second) = sizes.items()
+            raise ValueError(
+                f"{second} is {other[0]}×{other[1]}, {first} is {one[0]}×{one[1]}: scale them with image_size"
+            )
 
 
 def _size(image: Tensor) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from regrow_lab.data.folder import TEST_NAMES
+from regrow_lab.data.folder import TEST_NAMES, eight_bits
 from regrow_lab.data.source import Decoded, Source
 
 IMAGE_COLUMNS = ("img", "image")
@@ -26,10 +27,21 @@ def find_hugging_face(folder: Path) -> Source | None:
         tests = (tuple(path for path in files if _is_part(path, folder, (name,))) for name in TEST_NAMES)
         test = next((part for part in tests if part), ())
         if train and test:
-            return Source(f"{ending} files", (*train, *test), lambda: _read(train, test))  # noqa: B023
+            return _source(f"{ending} files", train, test)
         if train:
             raise ValueError(f"{folder} has {ending} files of a train part but none of a test part: get both")
     return None
+
+
+def _source(what: str, train: tuple[Path, ...], test: tuple[Path, ...]) -> Source:
+    files = (*train, *test)
+    return Source(
+        what,
+        files,
+        lambda: _read(train, test),
+        lambda: _size(files),
+        lambda folder: _unpack(train, test, folder),
+    )
 
 
 def _is_part(path: Path, folder: Path, names: tuple[str, ...]) -> bool:
@@ -48,19 +60,41 @@ def _read_part(files: tuple[Path, ...]) -> tuple[Tensor, Tensor]:
     images: list[Tensor] = []
     labels: list[int] = []
     for path in files:
-        for row in _rows(path):
-            images.append(row[0])
-            labels.append(row[1])
+        for row, (content, label) in enumerate(_rows(path)):
+            images.append(_decode(content, path, row))
+            labels.append(label)
     if len({image.shape for image in images}) != 1:
         raise ValueError(f"{files[0].parent}: the images differ in size, or there are none; expected one size")
     return torch.stack(images), torch.tensor(labels)
 
 
-def _rows(path: Path) -> Iterator[tuple[Tensor, int]]:
-    """Image and label of every row."""
+def _size(files: tuple[Path, ...]) -> int:
+    first = next(_rows(files[0]), None)
+    return (
+        0 if first is None else _decode(first[0], files[0], 0).numel() * sum(len(_columns(path)[1]) for path in files)
+    )
+
+
+def _unpack(train: tuple[Path, ...], test: tuple[Path, ...], folder: Path) -> None:
+    """Writes the parts as an image folder whose classes are the labels: PART/LABEL/NUMBER.png or .jpeg, and so on."""
+    highest = 0
+    for part, files in (("train", train), ("test", test)):
+        number = 0
+        for path in files:
+            for row, (content, label) in enumerate(_rows(path)):
+                highest, number = max(highest, label), number + 1
+                home = folder / part / f"{label:09}"
+                home.mkdir(parents=True, exist_ok=True)
+                (home / f"{number:09}.{_format(content, path, row)}").write_bytes(content)
+    for part in ("train", "test"):  # a label that a part lacks is a class all the same
+        for label in range(highest + 1):
+            (folder / part / f"{label:09}").mkdir(parents=True, exist_ok=True)
+
+
+def _columns(path: Path) -> tuple[Any, Any]:
+    """The images and the labels of a file."""
     try:
         import pyarrow
-        from PIL import Image
         from pyarrow import ipc, parquet
     except ImportError as error:
         raise ValueError(
@@ -78,19 +112,44 @@ def _rows(path: Path) -> Iterator[tuple[Tensor, int]]:
             f"{path} has columns {', '.join(table.column_names)}; expected one of {', '.join(IMAGE_COLUMNS)} and one "
             f"of {', '.join(LABEL_COLUMNS)}"
         )
-    for row, (cell, label_cell) in enumerate(zip(table[image_column], table[label_column], strict=True)):
+    return table[image_column], table[label_column]
+
+
+def _rows(path: Path) -> Iterator[tuple[bytes, int]]:
+    """The file in each image cell, and the label."""
+    images, labels = _columns(path)
+    for row, (cell, label_cell) in enumerate(zip(images, labels, strict=True)):
         content, label = cell.as_py(), label_cell.as_py()
         content = content.get("bytes") if isinstance(content, dict) else content
         if not isinstance(label, int) or not 0 <= label < MOST_CLASSES:
             raise ValueError(f"{path}: the label of row {row} is {label!r:.40}, the number of a class was expected")
-        try:
-            with Image.open(io.BytesIO(content or b"")) as opened:
-                image = opened if opened.mode in ("L", "RGB") else opened.convert("RGB")
-                pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-        except Exception as error:  # a broken image may raise anything, and one of too many pixels is refused by pillow
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"{path}: the image of row {row} cannot be read ({reason}): get it again") from None
-        yield pixels.view(image.height, image.width, -1), label
+        yield content or b"", label
+
+
+def _decode(content: bytes, path: Path, row: int) -> Tensor:
+    """The image of a row, uint8, height × width × 1 or 3."""
+    with _opened(content, path, row) as opened:
+        image = eight_bits(opened)
+        image = image if image.mode in ("L", "RGB") else image.convert("RGB")
+        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return pixels.view(image.height, image.width, -1)
+
+
+def _format(content: bytes, path: Path, row: int) -> str:
+    with _opened(content, path, row) as opened:
+        return str(opened.format).lower()
+
+
+@contextmanager
+def _opened(content: bytes, path: Path, row: int) -> Iterator[Any]:
+    try:
+        from PIL import Image
+
+        with Image.open(io.BytesIO(content)) as opened:
+            yield opened
+    except Exception as error:  # a broken image may raise anything, and one of too many pixels is refused by pillow
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: the image of row {row} cannot be read ({reason}): get it again") from None
 
 
 def _read_arrow(path: Path, ipc: Any) -> Any:

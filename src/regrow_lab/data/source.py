@@ -35,6 +35,10 @@ class Source:
     what: str
     files: tuple[Path, ...]
     read: Callable[[], Decoded]
+    size: Callable[[], int] = lambda: 0
+    """Bytes of all images once they are decoded, judged by the first; 0 where the set is known to be small."""
+    unpack: Callable[[Path], None] | None = None
+    """Writes the images into a folder, a file each, as they are; None where they lie so already."""
 
     @property
     def folder(self) -> Path:
