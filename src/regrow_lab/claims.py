@@ -39,19 +39,36 @@ class Verdict:
 
     @property
     def word(self) -> str:
-        """holds, does not hold, not shown, or not tested.
+        """holds, does not hold, divided, not shown, or not tested.
+
+        Over all cells; divided where it holds on one net and does not on another, judged by their cells alone.
 
         above: the cells are for it beyond chance; does not hold where they are against it, not shown where neither.
         no worse: the cells are not against it, and less than `MARGIN` below on average; not shown where they are more.
         """
         if not self.pairs:
             return "not tested"
+        if {"holds", "does not hold"} <= {each.alone for each in self.places.values()}:
+            return "divided"
+        return self.alone
+
+    @property
+    def alone(self) -> str:
+        """The same without a look at the nets apart."""
         if self.beyond_chance(-1):
             return "does not hold"
         if self.claim.says == "near the best":
             return "holds"
         supported = self.mean > -MARGIN if self.claim.says == "no worse" else self.beyond_chance(1)
         return "holds" if supported else "not shown"
+
+    @property
+    def places(self) -> dict[str, Verdict]:
+        """The same of each net and data set."""
+        found: dict[str, list[Pair]] = {}
+        for pair in self.pairs:
+            found.setdefault(f"{pair.one.model} on {pair.one.data}", []).append(pair)
+        return {place: Verdict(self.claim, tuple(pairs)) for place, pairs in found.items()}
 
     def beyond_chance(self, sign: int) -> bool:
         """Whether more cells lie on one side than chance would put there in one case of twenty.
@@ -80,12 +97,10 @@ class Verdict:
         if not self.pairs:
             return "no stored runs that could tell"
         widest = max(self.pairs, key=lambda pair: abs(pair.difference))
-        places: dict[str, list[float]] = {}
-        for pair in self.pairs:
-            places.setdefault(f"{pair.one.model} on {pair.one.data}", []).append(pair.difference)
         each = (
-            f"{place} {sum(value > 0 for value in found)} of {len(found)} up, mean {math.fsum(found) / len(found):+.2f}"
-            for place, found in places.items()
+            f"{place} {sum(pair.difference > 0 for pair in part.pairs)} of {len(part.pairs)} up, mean {part.mean:+.2f}"
+            + (f": {part.alone}" if len(self.places) > 1 else "")
+            for place, part in self.places.items()
         )
         return (
             f"{self.count(1)} of {len(self.pairs)} cells above beyond noise, {self.count(-1)} below, "
@@ -245,10 +260,11 @@ def claims_page(studies: Mapping[str, Sequence[Summary]], scales: Mapping[str, s
         'in two), the smaller probability doubled for having looked twice. "Above" (or "below", "worse") holds '
         'where its side is favoured and does not hold where the other is; else it is not shown. "No worse" does '
         f"not hold where the other side is favoured; else it holds if the mean difference is above -{MARGIN:g} "
-        "points, and is not shown if it is not. (The best of those tried is best by luck too: against it only "
-        f"cells beyond noise count.) Cells with fewer than two finished seeds, and those under {COLLAPSED:.0%} of "
-        "the dense accuracy, are left out. Of two folders that hold the same study, as one done in two storages, "
-        "the first counts.",
+        "points, and is not shown if it is not. All nets are judged together; what the cells of each say alone stands "
+        "after their mean, and a claim that holds on one net and does not hold on another is divided. (The best of "
+        "those tried is best by luck too: against it only cells beyond noise count.) Cells with fewer than two "
+        f"finished seeds, and those under {COLLAPSED:.0%} of the dense accuracy, are left out. Of two folders that "
+        "hold the same study, as one done in two storages, the first counts.",
         "",
         "## What the runs are",
         "",

@@ -8,7 +8,7 @@ from typing import Any
 from regrow_lab import paper
 from regrow_lab.grids import MISSING, Grid
 from regrow_lab.paper import Published, Value
-from regrow_lab.summary import Summary
+from regrow_lab.summary import Summary, mebibytes
 
 HEAD = (
     "Method",
@@ -106,7 +106,7 @@ def _row(summary: Summary, value: Value | None, table: Published | None, rigl: S
         _times(*wall),
         MISSING if value is None or value.wall is None else f"{value.wall:g}x",
         _times(*(a / b if a is not None and b else None for a, b in zip(wall, of_rigl, strict=True))),
-        MISSING if summary.peak_memory_mib is None else f"{summary.peak_memory_mib:.0f}",
+        MISSING if summary.peak_memory_mib is None else mebibytes(summary.peak_memory_mib),
         f"{summary.hours:.2g}" if summary.hours >= 0.01 else f"{summary.hours:.5f}",
     )
 
@@ -162,5 +162,5 @@ def _notes(study: Mapping[str, Any], summaries: Sequence[Summary], table: Publis
             "ratio; the dense row, one such net against another, tells how far to trust them."
         )
     notes.append("Accuracy: test, percent, mean ± sample standard deviation. FLOPs relative to dense; dense: a sample.")
-    notes.append("Peak memory (on a CPU of the process, from the run's beginning on) and hours: means of one run.")
+    notes.append("Of one run: hours (mean) and peak memory (median), above what torch and the data take.")
     return notes

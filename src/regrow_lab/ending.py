@@ -53,7 +53,7 @@ def result_of(training: Training) -> dict[str, Any]:
         "updates": sparsifier.num_updates if sparsifier else 0,
         "seconds": round(time.perf_counter() - training.began, 3),
         "samples_per_second": round(training.samples_per_second, 1),
-        "peak_memory_mib": round(peak_memory(training.device) / 2**20, 1),
+        "peak_memory_mib": round((peak_memory(training.device) - training.held_memory) / 2**20, 1),
         "torch": torch.__version__,
         "machine": describe(training.device),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import platform
 import re
@@ -55,30 +56,49 @@ def gains_from_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and any(getattr(torch.cpu, name, lambda: False)() for name in names)
 
 
-def forget_peak_memory(device: torch.device) -> None:
-    """Has the peak of memory counted from here on, so that a run is not charged with those before it in its process.
+def forget_peak_memory(device: torch.device) -> int:
+    """Has the peak of memory counted from here on; returns the bytes that are held now, by data and by torch itself.
 
-    On a CPU that is Linux's affair; elsewhere the peak stays that of the whole process.
+    What a run takes is its peak less these: so it is not charged with the runs before it in its process. On a CPU that
+    is Linux's affair; elsewhere the peak stays that of the whole process.
     """
+    _use_torch_once()
+    gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        return
-    gc.collect()
+        return torch.cuda.memory_allocated(device)
     if _has_glibc():
         ctypes.CDLL(None).malloc_trim(0)
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+    return _of_process("VmRSS") or 0
 
 
 def peak_memory(device: torch.device) -> int:
     """Bytes: the device's peak allocation, or for the CPU the peak of the process, since it was last forgotten."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return _of_process("VmHWM") or usage
+
+
+def _of_process(field: str) -> int | None:
+    """Bytes that Linux gives for this process; None where there is no Linux."""
     with suppress(OSError):
-        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
-        if found is not None:
-            return int(found[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        found = re.search(rf"{field}:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        return int(found[1]) * 1024 if found else None
+    return None
+
+
+@functools.cache
+def _use_torch_once() -> None:
+    """One training step of a tiny net: at first use torch loads and allocates some 100 MiB, which are no run's own."""
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2), torch.nn.Flatten())
+        net.append(torch.nn.Linear(72, 2))
+        optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, fused=True)
+        torch.nn.functional.cross_entropy(net(torch.ones(2, 1, 8, 8)), torch.tensor([0, 1])).backward()
+        optimizer.step()
 
 
 def _has_glibc() -> bool:

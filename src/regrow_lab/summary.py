@@ -44,6 +44,15 @@ GROUPS = (
 )
 
 
+def mebibytes(value: float) -> str:
+    """A size as tables show it.
+
+    >>> mebibytes(4.74), mebibytes(1600.4)
+    ('4.7', '1,600')
+    """
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:.1f}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Summary:
     """The runs that differ in nothing but the seed.
@@ -73,6 +82,7 @@ class Summary:
     dense_flops: float
     seconds: float
     peak_memory_mib: float | None
+    """Median: the first run of a process meets what torch allocates at first use."""
     layer_densities: Mapping[str, float]
     bits: float | None = None
     """Bits a character, of a text."""
@@ -210,7 +220,7 @@ def _summary(runs: Sequence[StoredRun], variant: str) -> Summary:
         density=1 - mean("sparsity"),
         dense_flops=mean("dense_flops"),
         seconds=mean("seconds"),
-        peak_memory_mib=statistics.fmean(memory) if memory else None,
+        peak_memory_mib=statistics.median(memory) if memory else None,
         layer_densities={
             layer: statistics.fmean(float(_outcome(run, "densities")[layer]) for run in counted) for layer in layers
         },

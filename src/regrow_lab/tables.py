@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from regrow_lab.summary import GROUPS, Summary
+from regrow_lab.summary import GROUPS, Summary, mebibytes
 
 MISSING = "–"
 MOST_SPARSITIES = 6
@@ -114,7 +114,7 @@ def _hours(cells: Sequence[Summary]) -> str:
 
 def _memory(cells: Sequence[Summary]) -> str:
     known = [cell.peak_memory_mib for cell in cells if cell.peak_memory_mib is not None]
-    return f"{statistics.fmean(known):,.0f}" if known else MISSING
+    return mebibytes(statistics.fmean(known)) if known else MISSING
 
 
 def best_of_groups(summaries: Iterable[Summary]) -> list[Summary]:
@@ -168,7 +168,7 @@ def _notes(summaries: Sequence[Summary], seeds: int) -> Iterable[str]:
     over = f", mean ± sample standard deviation over {seeds} seeds" if seeds > 1 else ", one seed"
     lost = any(summary.diverged for summary in summaries)
     yield f"Test accuracy in percent{over}{'; (2/3; 1 diverged): over the 2 runs of 3 that did not diverge' * lost}."
-    yield "Hours and peak memory: of one run, mean over the row; on a CPU the memory of its process."
+    yield "Hours and peak memory: of one run, mean over the row; memory above what torch and the data take."
     yield "FLOPs: of training and of one forward pass, relative to the dense net; for the dense net a sample, absolute."
     present = sorted({summary.group for summary in summaries})
     yield (

@@ -39,8 +39,8 @@ class Training:
         self.config = config
         self.device = device
         self.origin = origin
-        forget_peak_memory(device)
         data = load_data(config.data, device, config.image_size).parts(config)
+        self.held_memory = forget_peak_memory(device)
         self.data = data
         self.batches = math.ceil(len(data.train) / config.batch_size)
         self.epochs = config.total_epochs

@@ -58,7 +58,7 @@ def test_ours_stands_beside_the_papers_with_the_difference(tmp_path: Path) -> No
         "difference": "-0.4",
         "FLOPs train, test": "0.100x, 0.100x",
         "paper FLOPs train, test": "0.17x, 0.17x",
-        "peak MiB": "1600",
+        "peak MiB": "1,600",
         "hours": "2",
     }
     assert (rows["SNIP", "0.9"]["paper accuracy"], rows["SNIP", "0.9"]["difference"]) == ("–", "–")
@@ -205,6 +205,18 @@ def test_measured_time_is_held_against_flops(tmp_path: Path) -> None:
     assert word == "does not hold"
     assert "1 of 2 cells within 10%" in figures
     assert "S = 0.8: time 0.60x, FLOPs 0.30x" in figures
+
+
+def test_a_claim_may_be_divided_between_nets(tmp_path: Path) -> None:
+    claim = "RigL is above a small dense net of as many weights"
+    for settings, mean in (({}, 95.0), (WRN, 97.0)):
+        for sparsity in (0.9, 0.95):
+            seeds(tmp_path, "rigl", sparsity, mean=mean, **settings)
+            seeds(tmp_path, "small-dense", sparsity, mean=96.0, **settings)
+    assert verdicts(tmp_path)[claim] == ("divided", 4)
+    page = claims_page({"both": cells(tmp_path)}, {"both": "two nets"})
+    assert "lenet-300-100 on digits 0 of 2 up, mean -1.00: does not hold" in page
+    assert "wrn-22-2 on cifar10 2 of 2 up, mean +1.00: holds" in page
 
 
 def test_no_worse_has_a_margin(tmp_path: Path) -> None:
