@@ -20,7 +20,15 @@ from regrow_lab.figures import accuracy_against_flops, accuracy_against_sparsity
 from regrow_lab.grids import Grid
 from regrow_lab.store import StoredRun
 from regrow_lab.studies import STUDIES, study_runs
-from regrow_lab.study_report import OWN_FIGURES, cells_of, study_notes, study_of, study_pictures, study_tables
+from regrow_lab.study_report import (
+    OWN_FIGURES,
+    cells_of,
+    scale_notes,
+    study_notes,
+    study_of,
+    study_pictures,
+    study_tables,
+)
 from regrow_lab.summary import Summary
 from regrow_lab.tables import Table, make_tables, to_csv, to_latex, to_markdown, to_text
 
@@ -59,8 +67,8 @@ def write_report(directory: Path | str, console: Console | None = None) -> str:
             f"{directory} holds no finished run ({len(runs)} begun): "
             "let `regrow study` or `regrow train` finish one first"
         )
-    tables = make_tables(summaries)
     beside = study_tables(study, runs, summaries)
+    tables = make_tables(summaries, scale_notes(study))
     figures = {**dict(_figures(study, summaries)), **dict(study_pictures(study, runs, summaries))}
     missing = [*_missing(directory, study, runs), *_left_out(study, summaries)]
     files = {

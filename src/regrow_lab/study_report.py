@@ -64,6 +64,14 @@ def study_pictures(
             yield file, (caption, figure)
 
 
+def scale_notes(study: Mapping[str, Any]) -> list[str]:
+    """At which scale a study was done, and where the paper's values stand; none for a folder that is no study's."""
+    if not study:
+        return []
+    beside = " The paper's values, and the differences: comparison.md." if study.get("study") in paper.BESIDE else ""
+    return [f"Scale {study.get('scale', 'small')}.{beside}"]
+
+
 def study_notes(study: Mapping[str, Any]) -> list[str]:
     """Lines on the slips of the report's text, where a study rebuilds one of its tables."""
     if study.get("study") not in paper.OF_STUDY:

@@ -69,10 +69,10 @@ class Table:
     notes: tuple[str, ...]
 
 
-def make_tables(summaries: Iterable[Summary]) -> tuple[Table, ...]:
+def make_tables(summaries: Iterable[Summary], notes: Sequence[str] = ()) -> tuple[Table, ...]:
     """One table for each model and data set among `summaries`, which are ordered as `summarise` leaves them.
 
-    Where there are more than `MOST_SPARSITIES` sparsities, they are split among several.
+    Where there are more than `MOST_SPARSITIES` sparsities, they are split among several. `notes` come first below each.
     """
     tables = []
     for (model, data), same in itertools.groupby(summaries, key=lambda summary: (summary.model, summary.data)):
@@ -81,11 +81,12 @@ def make_tables(summaries: Iterable[Summary]) -> tuple[Table, ...]:
         parts = [sparsities[i : i + MOST_SPARSITIES] for i in range(0, len(sparsities), MOST_SPARSITIES)] or [[]]
         for number, part in enumerate(parts, 1):
             title = f"{model} on {data}" + (f", part {number} of {len(parts)}" if len(parts) > 1 else "")
-            tables.append(_table(title, [each for each in cells if each.method == "dense" or each.sparsity in part]))
+            shown = [each for each in cells if each.method == "dense" or each.sparsity in part]
+            tables.append(_table(title, shown, notes))
     return tuple(tables)
 
 
-def _table(title: str, summaries: Sequence[Summary]) -> Table:
+def _table(title: str, summaries: Sequence[Summary], notes: Sequence[str]) -> Table:
     sparsities = tuple(sorted({summary.sparsity for summary in summaries if summary.method != "dense"})) or (0.0,)
     seeds = max(summary.n + summary.diverged for summary in summaries)
     best = best_of_groups(summaries)
@@ -104,7 +105,7 @@ def _table(title: str, summaries: Sequence[Summary]) -> Table:
             )
             rows.append(Row(same[0].label, tuple(cells), _hours(same), _memory(same)))
         groups.append(tuple(rows))
-    return Table(title, sparsities, tuple(groups), tuple(_notes(summaries, seeds)))
+    return Table(title, sparsities, tuple(groups), (*notes, *_notes(summaries, seeds)))
 
 
 def _hours(cells: Sequence[Summary]) -> str:
