@@ -74,3 +74,12 @@ def test_commands_exist(
 def test_links_lead_somewhere() -> None:
     links = [link for link in re.findall(r"\]\(([^)#]+)", README) if not link.startswith(("http://", "https://"))]
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_map_of_the_tree_names_what_is_there() -> None:
+    block = next(block for _, block in BLOCKS if "src/regrow_lab/" in block)
+    homes = (ROOT, ROOT / "src/regrow", ROOT / "src/regrow/compaction", ROOT / "results")
+    names = re.findall(r"[\w/]+(?:\.py|\.md|/(?=\s))", block)
+    assert len(names) > 20
+    for name in names:
+        assert any((home / name).exists() for home in homes), f"{name} is in the map and not in the tree"
