@@ -21,6 +21,8 @@ STYLE = {
     "small-dense": ("#8c6d31", "P"),
     "static": ("#7f7f7f", "s"),
     "snip": ("#d55e00", "D"),
+    "grasp": ("#882255", "p"),
+    "obd": ("#999933", "d"),
     "set": ("#e69f00", "^"),
     "rigl": ("#0072b2", "o"),
     "snfs": ("#009e73", "v"),
@@ -28,7 +30,7 @@ STYLE = {
     "rigl-sm": ("#cc79a7", ">"),
     "pruning": ("#000000", "X"),
 }
-"""Colour (Okabe and Ito's palette, told apart by colour-blind eyes too) and marker of a method."""
+"""Colour (of Okabe and Ito, and Paul Tol: colour-blind eyes tell them apart too) and marker of a method."""
 OTHER = ("#6a3d9a", "h")
 FOOT = 0.02
 """Height in the axes where diverged runs are marked."""

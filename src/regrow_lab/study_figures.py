@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from regrow_lab.figures import accuracy_axis, accuracy_scale
+from regrow_lab.figures import OTHER, STYLE, accuracy_axis, accuracy_scale
 from regrow_lab.grids import Grid
 from regrow_lab.store import StoredRun
 from regrow_lab.summary import NAMES as METHODS
@@ -202,6 +202,28 @@ def instability_table(runs: Sequence[StoredRun]) -> Grid:
     head = ("net", "rewind step", "n", "above the mean of the ends", "above the worse end")
     notes = ("Largest test error on the line between two trainings that part at the rewind step, in points.",)
     return Grid("Instability against the rewind step", head, tuple(rows), notes)
+
+
+def bits(summaries: Sequence[Summary]) -> Figure | None:
+    """Bits a character against training FLOPs relative to the dense net, a point a row."""
+    cells = [cell for cell in summaries if cell.bits is not None]
+    if not cells:
+        return None
+    figure, (axes,) = _panels(1, width=6.0)
+    for cell in cells:
+        colour, marker = STYLE.get(cell.method, OTHER)
+        label = cell.label if cell.method == "dense" else f"{cell.label}, S = {cell.sparsity:g}"
+        inside = "white" if cell.multiplier > 1 else colour
+        axes.errorbar(
+            [cell.train_ratio], [cell.bits or 0.0], [cell.bits_std or 0.0], color=colour, marker=marker, ms=6, lw=0,
+            markerfacecolor=inside, elinewidth=1, capsize=2, label=label,
+        )  # fmt: skip
+    axes.set_xlim(left=0)
+    axes.set_xlabel("training FLOPs, relative to the dense net")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}x"))
+    _done(figure, [axes], "Error bars: standard deviation over seeds; hollow: longer training.")
+    axes.set_ylabel("bits a character (lower is better)")
+    return figure
 
 
 def storages(summaries: Sequence[Summary]) -> Figure | None:

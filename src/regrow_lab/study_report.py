@@ -52,6 +52,8 @@ def study_pictures(
         made = [("equal_flops", "RigL against FLOPs by distribution", study_figures.equal_flops(summaries))]
     if name == "table5":
         made = [("flops_steps", "Forward FLOPs over the training", study_figures.flops_over_steps(runs))]
+    if name == "charlm":
+        made = [("bits", "Bits a character against training FLOPs", study_figures.bits(summaries))]
     if name == "storages":
         made = [("storages", "Accuracy against the time of a run", study_figures.storages(summaries))]
     if name == "tickets":

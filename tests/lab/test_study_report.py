@@ -317,6 +317,19 @@ def test_figures_of_the_studies(tmp_path: Path) -> None:
     assert study_figures.learning_rates(cells(tmp_path)) is study_figures.equal_flops(cells(tmp_path)) is None
 
 
+def test_bits_of_a_text_stand_in_a_figure(tmp_path: Path) -> None:
+    text = {"model": "char-gru", "data": "tinyshakespeare"}
+    for method, sparsity, found in (("dense", 0.0, 2.4), ("rigl", 0.75, 2.6)):
+        for seed in range(2):
+            store_run(tmp_path, method, sparsity, seed=seed, **text, result={"test_bits": found + 0.1 * seed})
+    figure = study_figures.bits(cells(tmp_path))
+    assert figure is not None
+    (axes,) = figure.axes
+    assert "bits a character" in axes.get_ylabel()
+    assert [line.get_ydata()[0] for line in axes.lines if line.get_marker() in "oh"] == pytest.approx([2.65, 2.45])
+    assert study_figures.bits([]) is None
+
+
 def test_storages_stand_in_a_figure_by_their_time(tmp_path: Path) -> None:
     seeds(tmp_path, "dense", 0.0, mean=98.0, precision="bf16", result={"seconds": 300.0})
     for precision in ("float32", "bf16"):
