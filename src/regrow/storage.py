@@ -188,7 +188,7 @@ class MaskedLayer:
         self.mask = cut_like(mask.contiguous(), self.parameter)
         self.alive.change(int(mask.sum()), step)
         # Multiplying by bytes is four times as fast as by bools on a CPU, which torch casts one by one.
-        self.bits = self.mask.view(torch.uint8)
+        self.bits = piece(self.mask).view(torch.uint8)
 
     def load_momentum(self, momentum: Tensor) -> None:
         """Fills the own buffer from a saved state."""
@@ -217,7 +217,7 @@ class MaskedLayer:
             masked, *rest = self._masked
             if masked() is gradient and rest == [gradient._version, piece(gradient).data_ptr()]:
                 return
-        to_mask(gradient).mul_(piece(self.bits))
+        to_mask(gradient).mul_(self.bits)
         self._masked = weakref.ref(gradient), gradient._version, piece(gradient).data_ptr()
 
     def accumulate_momentum(self) -> None:
@@ -228,19 +228,18 @@ class MaskedLayer:
         factor = optimizers.momentum_factor(self.optimizer, self.parameter)
         step = gradient / optimizers.gradient_scale(self.optimizer)
         self.momentum.mul_(DEFAULT_MOMENTUM if factor is None else factor)
-        self.momentum.add_(step if self.dense_momentum else step * self.bits)
+        self.momentum.add_(step if self.dense_momentum else step * self.mask)
 
     def masked_tensors(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The weight and its elementwise state with the bytes to multiply them by; other start values are filled in."""
-        bits = piece(self.bits)
-        yield to_mask(self.parameter), bits
+        yield to_mask(self.parameter), self.bits
         for value, initial in optimizers.elementwise_state(self.optimizer, self.parameter):
             if initial == 0:
-                yield to_mask(value), bits
+                yield to_mask(value), self.bits
             else:
                 piece(value).masked_fill_(~piece(self.mask), initial)
         if self.momentum is not None and not self.dense_momentum:
-            yield to_mask(self.momentum), bits
+            yield to_mask(self.momentum), self.bits
 
     def evidence(self, gradient: Tensor | None, seed: int, step: int) -> Evidence:
         """What the scores of an update may look at."""
@@ -279,7 +278,8 @@ class MaskedLayer:
     def mask_copy(self, model: nn.Module) -> None:
         """Multiplies it by the mask."""
         parameter = model.get_parameter(self.layer.name)
-        to_mask(parameter).mul_(piece(cut_like(whole(self.bits).to(parameter.device), parameter)))
+        mask = piece(cut_like(whole(self.mask).to(parameter.device), parameter))
+        to_mask(parameter).mul_(mask.view(torch.uint8))
 
     def release(self) -> None:
         """Takes the hook off the parameter."""

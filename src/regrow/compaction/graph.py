@@ -38,8 +38,8 @@ class GraphForward:
         return {**self.__dict__, "plans": {}, "regions": []}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return self.original(*args, **kwargs)
+        if torch.compiler.is_compiling():  # not self.original: torch 2.6 does not compile a call of __get__
+            return type(self.module).forward(self.module, *args, **kwargs)
         key = (_state(self.module), _precision(), _signature(args), _signature(kwargs.items()))
         plan = self.plans.get(key)
         if plan is None:
