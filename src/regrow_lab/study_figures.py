@@ -135,10 +135,16 @@ def flops_over_steps(runs: Sequence[StoredRun]) -> Figure | None:
 
 
 def tickets(summaries: Sequence[Summary]) -> Figure | None:
-    """Accuracy against density of IMP's kinds; the dense net as a line across."""
-    cells = [cell for cell in summaries if cell.method == "imp" and cell.mean is not None]
-    if not cells:
+    """Accuracy against density of IMP's kinds; the dense net as a line across.
+
+    Kinds that stop halfway, there for their instability alone, are left to the table.
+    """
+    found = [cell for cell in summaries if cell.method == "imp" and cell.mean is not None]
+    if not found:
         return None
+    last = max(cell.sparsity for cell in found)
+    whole = {cell.variant for cell in found if cell.sparsity == last}
+    cells = [cell for cell in found if cell.variant in whole]
     figure, (axes,) = _panels(1, width=6.5)
     for number, variant in enumerate(dict.fromkeys(cell.variant for cell in cells)):
         line = sorted((cell for cell in cells if cell.variant == variant), key=lambda cell: cell.sparsity)

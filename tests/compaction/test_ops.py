@@ -11,6 +11,7 @@ from regrow.compaction import graph, ops
 from regrow.compaction.layers import CompactLayer
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch 2.15
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [(nn.Conv2d(3, 6, 3, stride=2, padding=1), (2, 3, 7, 9)), (nn.Linear(6, 4, bias=False), (2, 5, 6))],
