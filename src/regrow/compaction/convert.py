@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.compaction import graph
-from regrow.compaction.layers import compact_layers, make_compact, make_dense, obstacle
+from regrow.compaction.layers import compact_layers, make_compact, make_dense, obstacle, obstacles
 from regrow.compaction.weights import CompactWeight
 from regrow.layers import unwrap
 
@@ -32,7 +32,7 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> nn.M
     """
     model = unwrap(model)
     chosen = _found(model) if masks is None else dict(masks)
-    modules = {name: _checked(model, name, mask) for name, mask in chosen.items()}
+    modules = {name: checked(model, name, mask) for name, mask in chosen.items()}
     for name, module in modules.items():
         make_compact(module, chosen[name])
     graph.install(model)
@@ -77,6 +77,8 @@ def sparse_tensors(
     """
     if layout not in ("csr", "bsr"):
         raise ValueError(f"layout is {layout!r}; expected 'csr' or 'bsr'")
+    if not isinstance(block, tuple) or len(block) != 2 or not all(type(size) is int and size > 0 for size in block):
+        raise ValueError(f"block is {block!r}; expected (outputs, inputs), two whole numbers of at least 1")
     layers = compact_layers(unwrap(model))
     if not layers:
         raise ValueError("no layer of this model is compact: call regrow.compact(model) first")
@@ -103,9 +105,9 @@ def _sparse(name: str, weight: CompactWeight, layout: str, block: tuple[int, int
 
 
 def _found(model: nn.Module) -> dict[str, Tensor]:
-    masks = {}
+    masks, elsewhere = {}, obstacles(model)
     for path, module in model.named_modules():
-        if obstacle(module) is None:
+        if obstacle(module) is None and module not in elsewhere:
             weight = module.weight
             assert isinstance(weight, Tensor)
             mask = weight.detach() != 0
@@ -114,12 +116,13 @@ def _found(model: nn.Module) -> dict[str, Tensor]:
     return masks
 
 
-def _checked(model: nn.Module, name: str, mask: Tensor) -> nn.Module:
+def checked(model: nn.Module, name: str, mask: Tensor) -> nn.Module:
+    """The module of a mask; refused with ValueError where it can have no such mask."""
     path, _, last = name.rpartition(".")
     module: nn.Module | None = dict(model.named_modules()).get(path)
     if module is None or last != "weight":
         raise ValueError(f"mask '{name}' names no weight of a convolution or linear layer of this model")
-    reason = obstacle(module)
+    reason = obstacle(module) or obstacles(model).get(module)
     if reason is not None:
         raise ValueError(f"'{name}' cannot be compact: {reason}; leave its mask out, its weight then stays as it is")
     weight = module.weight

@@ -8,7 +8,6 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from regrow.compaction import engine
 from regrow.compaction.program import Dropout, Program
@@ -123,16 +122,21 @@ class _Node(torch.autograd.Function):
     def forward(ctx: Any, execution: Execution, num_inputs: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         save = any(ctx.needs_input_grad)
         outputs, saved = execution.forward(tensors[:num_inputs], tensors[num_inputs:], save)
-        ctx.save_for_backward(_Pass.of(saved))
+        # The parameters too, so that autograd notices one that changes before its backward.
+        ctx.save_for_backward(_Pass.of(saved), *tensors[num_inputs:])
         ctx.execution, ctx.num_inputs = execution, num_inputs
         ctx.set_materialize_grads(False)
         return tuple(outputs)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the compact engine has first derivatives alone: for create_graph=True (gradient penalties, products "
+                "with the Hessian) attach with storage='dense', or set the environment variable REGROW_COMPACT=torch"
+            )
         wanted = [number for number in range(ctx.num_inputs) if ctx.needs_input_grad[2 + number]]
-        saved = _Pass.behind(*ctx.saved_tensors)
+        saved = _Pass.behind(ctx.saved_tensors[0])
         return None, None, *ctx.execution.backward(saved, gradients, wanted)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regrow.compaction.convert import compact
+from regrow.compaction.convert import checked, compact
 from regrow.compaction.layers import compact_layers
 from regrow.compaction.weights import indices_of, scatter
 from regrow.layers import unwrap
@@ -93,11 +93,11 @@ def load_compact(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     if compact_layers(model):
         raise ValueError("this model has compact layers already: load into a dense one (regrow.to_dense makes it so)")
     tensors, shapes = _read(path)
-    expected = model.state_dict()
+    expected = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     masks, state = {}, {name: tensor for name, tensor in tensors.items() if not _part_of(name, shapes)}
     for name, shape in shapes.items():
         found = expected.get(name)
-        here = tuple(found.shape) if isinstance(found, Tensor) else "no such weight"
+        here = tuple(found.shape) if found is not None else "no such weight"
         _expect(shape == here, f"'{name}' is of shape {shape} in the file, the model has {here}")
         parts = {part: tensors[f"{name}.{part}"] for part in PARTS if f"{name}.{part}" in tensors}
         indices = _indices(name, parts, shape)
@@ -110,7 +110,9 @@ def load_compact(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         here, dtype = tuple(expected[name].shape), expected[name].dtype
         _expect(tuple(tensor.shape) == here, f"'{name}' has shape {tuple(tensor.shape)}, the model's has {here}")
         _expect(tensor.dtype == dtype, f"'{name}' is {tensor.dtype}, the model's is {dtype}")
-    model.load_state_dict(state)
+    for name, mask in masks.items():
+        checked(model, name, mask)
+    model.load_state_dict(state, strict=False)  # what is no tensor is not in the file
     return compact(model, masks)
 
 

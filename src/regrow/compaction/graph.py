@@ -1,6 +1,7 @@
 """What a module with compact layers runs in place of its forward: its graph, cut into regions."""
 
 import inspect
+from bisect import bisect
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from types import CodeType
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from regrow.compaction.layers import CLASSES, MOST_PLANS, compact_layers
 from regrow.compaction.operations import BACKWARD, BACKWARD_PRE, FORWARD, FORWARD_PRE
 from regrow.compaction.region import Region
-from regrow.compaction.regions import cut, listened_to, trace
+from regrow.compaction.regions import cut, listened_to
+from regrow.compaction.tracing import trace
 
 _KINDS = {*CLASSES, *CLASSES.values()}
 _Plan = tuple[Callable[..., Any], list[Region]]
@@ -129,7 +131,7 @@ def _state(module: nn.Module) -> tuple[Any, ...]:
         if found is not None:
             own = found.__dict__
             hooks = own[FORWARD] or own[FORWARD_PRE] or own[BACKWARD] or own[BACKWARD_PRE]
-            state += (id(found), own["training"], bool(hooks))
+            state += (id(found), own["training"], bool(hooks), own.get("momentum"), own.get("eps"))  # of norms
             waiting += own["_modules"].values()
     return tuple(state)
 
@@ -138,8 +140,17 @@ def _precision() -> torch.dtype | None:
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
 
 
+IMAGES = (1, 2, 12, 24)
+"""Where the number of images makes a difference: none, one (which broadcasts), less than most of a line."""
+
+
 def _signature(values: Any) -> tuple[Any, ...]:
-    return tuple((value.shape[1:], value.dtype) if isinstance(value, Tensor) else _plain(value) for value in values)
+    return tuple(
+        (value.shape[1:], value.dtype, bisect(IMAGES, len(value)) if value.dim() else 0)
+        if isinstance(value, Tensor)
+        else _plain(value)
+        for value in values
+    )
 
 
 def _plain(value: Any) -> Any:

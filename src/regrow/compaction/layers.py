@@ -12,7 +12,7 @@ from regrow.compaction.reference import convolution_gradients
 from regrow.compaction.region import Region
 from regrow.compaction.weights import CompactWeight, dense_weight, gather
 
-MOST_PLANS = 8
+MOST_PLANS = 16
 
 
 class CompactLayer(nn.Module):
@@ -181,6 +181,20 @@ def obstacle(module: nn.Module) -> str | None:
         except ValueError as error:
             return str(error)
     return None
+
+
+def obstacles(model: nn.Module) -> dict[nn.Module, str]:
+    """Modules whose weight someone else uses as well, and who: such a weight must stay dense."""
+    found: dict[nn.Module, str] = {}
+    owners: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append(module)
+        if isinstance(module, nn.TransformerEncoderLayer):  # its fast path hands their weights to a kernel of torch
+            found |= dict.fromkeys((module.linear1, module.linear2), "TransformerEncoderLayer reads its weight")
+    shared = [module for modules in owners.values() if len(modules) > 1 for module in modules]
+    return found | dict.fromkeys(shared, "its weight is shared with another module")
 
 
 def make_compact(module: nn.Module, mask: Tensor, state: Iterable[Tensor] = ()) -> CompactWeight:

@@ -61,6 +61,8 @@ def recognise(node: fx.Node, modules: Mapping[str, nn.Module], training: bool) -
     elif node.op in ("call_function", "call_method"):
         function = _FUNCTIONS.get(node.target)
         step = None if function is None else function(node)
+        if node.target is F.dropout and not training and _drops(node):
+            step = None  # in evaluation too, where regions do not
     else:
         step = None
     if step is None or not _fits(node) or not all(_fits(source) for source in step.sources):
@@ -244,6 +246,10 @@ def _function_dropout(node: fx.Node) -> Step | None:
     return _dropout(node, given["p"], given["training"])
 
 
+def _drops(node: fx.Node) -> bool:
+    return bool(_arguments(node, p=0.5, training=True, inplace=False)["training"])
+
+
 def _function_pool(node: fx.Node, rule: Callable[..., Step | None], **defaults: Any) -> Step | None:
     given = _arguments(node, kernel_size=None, stride=None, padding=0, **defaults)
     return rule(node, *given.values()) if given["kernel_size"] is not None else None
@@ -305,3 +311,29 @@ def writes_in_place(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
 
 _INPLACE_POSITION: dict[Any, int] = {F.relu: 1, F.dropout: 3}
 _IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+
+_VIEWS = {
+    *(
+        "view",
+        "view_as",
+        "reshape",
+        "reshape_as",
+        "flatten",
+        "unflatten",
+        "squeeze",
+        "unsqueeze",
+        "expand",
+        "expand_as",
+    ),
+    *("transpose", "permute", "swapaxes", "swapdims", "movedim", "t", "getattr", "detach", "alias", "contiguous", "to"),
+    *("getitem", "narrow", "select", "chunk", "split", "unbind", "tensor_split", "diagonal", "unfold", "as_strided"),
+    *("identity", "dropout", "dropout2d", "float", "double", "bfloat16", "type", "rearrange", "channelshuffle"),
+}
+
+
+def is_view(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a node may give its first input's own memory."""
+    if node.op == "call_module":
+        return type(modules[str(node.target)]).__name__.lower() in _VIEWS
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return str(name).rstrip("_").lower() in _VIEWS

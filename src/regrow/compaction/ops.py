@@ -44,28 +44,38 @@ def register(layer: Layer) -> int:
     return number
 
 
+def _layer(number: int) -> Layer:
+    try:
+        return _layers[number]
+    except KeyError:
+        raise RuntimeError(
+            "this compiled or exported graph belongs to compact layers that are not in this process (any more): export "
+            "regrow.to_dense(model), or compile and export again where it runs"
+        ) from None
+
+
 @torch.library.custom_op("regrow::layer", mutates_args=())
 def layer(input: Tensor, values: Tensor, bias: Tensor | None, number: int) -> Tensor:
     """The output of compact layer ``number``; values and bias are the layer's own, named for autograd's sake."""
     with torch.no_grad():
-        return _layers[number].run(input)
+        return _layer(number).run(input)
 
 
 @layer.register_fake
 def _(input: Tensor, values: Tensor, bias: Tensor | None, number: int) -> Tensor:
-    return output_like(_layers[number], input)
+    return output_like(_layer(number), input)
 
 
 @torch.library.custom_op("regrow::layer_backward", mutates_args=())
 def layer_backward(gradient: Tensor, input: Tensor, values: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of input, values and bias (empty where there is none)."""
-    of_input, of_values, of_bias = _layers[number].gradients(input, gradient)
+    of_input, of_values, of_bias = _layer(number).gradients(input, gradient)
     return of_input.contiguous(), of_values, gradient.new_empty(0) if of_bias is None else of_bias
 
 
 @layer_backward.register_fake
 def _(gradient: Tensor, input: Tensor, values: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
-    bias = _layers[number].bias
+    bias = _layer(number).bias
     size = 0 if bias is None else len(bias)
     return (
         torch.empty_like(input, memory_format=torch.contiguous_format),

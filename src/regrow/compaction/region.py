@@ -69,7 +69,7 @@ class Region(nn.Module):
         if self.mode and norms:
             torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
         execution = self.execution()
-        if execution is not None and all(x.is_cpu for x in inputs):
+        if execution is not None and all(x.is_cpu and len(x) for x in inputs):
             return execution(inputs)
         weights = [dense_weight(layer.compact) if compact_weight(layer) else layer.weight for layer in layers]
         return interpret(self.program, inputs, weights, [layer.bias for layer in offsets], norms, self.mode)

@@ -4,6 +4,7 @@ A region with a compact layer runs on the engine, its dense layers too. One of d
 where it is timed to be faster (:mod:`regrow.compaction.trial`).
 """
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
@@ -17,25 +18,11 @@ from torch.fx.passes.operator_support import OperatorSupportBase
 from torch.fx.passes.tools_common import legalize_graph
 
 from regrow.compaction.layers import CompactLayer
-from regrow.compaction.operations import Step, Writer, has_hooks, recognise, shape, writes_in_place
+from regrow.compaction.operations import Step, Writer, has_hooks, is_view, recognise, shape, writes_in_place
 from regrow.compaction.program import Input, Program
 from regrow.compaction.region import Region
+from regrow.compaction.tracing import Tracer, UnfaithfulError, trace
 from regrow.compaction.trial import Source, is_faster
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, CompactLayer) or super().is_leaf_module(module, name)
-
-
-def trace(module: nn.Module) -> fx.GraphModule:
-    """The graph of a module's forward; compact layers and torch's own modules are its leaves.
-
-    Raises:
-        Exception: whatever tracing raises where the forward is not a fixed graph.
-    """
-    graph = _Tracer().trace(module)
-    return fx.GraphModule(module, graph, type(module).__name__)
 
 
 def cut(
@@ -55,13 +42,18 @@ def cut(
     Raises:
         Exception: whatever tracing raises, or running the graph on tensors without content.
     """
-    graph_module = trace(module)
+    graph_module = trace(module, _not_given(module, args, kwargs))
     modules = dict(graph_module.named_modules())
     _without_writing_in_place(graph_module.graph, modules)
     _propagate(graph_module, args, kwargs)
     training = module.training
     steps = {node: recognise(node, modules, training) for node in graph_module.graph.nodes}
-    known = {node: step for node, step in steps.items() if step is not None and not _left(node, modules, left_to_torch)}
+    batched = _of_inputs(graph_module.graph)  # a parameter has no images, whatever its first dimension
+    known = {
+        node: step
+        for node, step in steps.items()
+        if step is not None and batched.issuperset(step.sources) and not _left(node, modules, left_to_torch)
+    }
     regions: list[Region] = []
     for nodes in _partitions(graph_module, known):
         draft = _write(nodes, known, training)
@@ -74,6 +66,28 @@ def cut(
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
     return graph_module, regions
+
+
+def _not_given(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call that keep their defaults, by name.
+
+    Raises:
+        UnfaithfulError: a flag or None is given, which a forward may ask for with ``is``, where no graph can follow.
+    """
+    if any(value is None or isinstance(value, bool) for value in (*args, *kwargs.values())):
+        raise UnfaithfulError("its forward is given None, True or False")
+    parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
+    left = [parameter for parameter in parameters[len(args) :] if parameter.name not in kwargs]
+    return {parameter.name: parameter.default for parameter in left if parameter.default is not parameter.empty}
+
+
+def _of_inputs(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes whose values depend on an input."""
+    found = set[fx.Node]()
+    for node in graph.nodes:
+        if node.op == "placeholder" or any(source in found for source in node.all_input_nodes):
+            found.add(node)
+    return found
 
 
 def _left(node: fx.Node, modules: Mapping[str, nn.Module], left_to_torch: AbstractSet[nn.Module]) -> bool:
@@ -93,7 +107,18 @@ def _partitions(graph_module: fx.GraphModule, known: Mapping[fx.Node, Step]) -> 
     partitions = partitioner.propose_partitions()
     order = list(graph_module.graph.nodes)
     for partition in partitions:
-        yield [node for node in order if node in partition.nodes]
+        yield from _connected([node for node in order if node in partition.nodes])
+
+
+def _connected(nodes: Sequence[fx.Node]) -> list[list[fx.Node]]:
+    """The nodes in groups that no value joins: branches side by side may have other numbers of images."""
+    groups: list[list[fx.Node]] = []
+    for node in nodes:
+        joined = [group for group in groups if any(source in group for source in node.all_input_nodes)]
+        groups = [group for group in groups if group not in joined]
+        groups.append([*(member for group in joined for member in group), node])
+    order = {node: position for position, node in enumerate(nodes)}
+    return [sorted(group, key=order.__getitem__) for group in groups]
 
 
 @dataclass(frozen=True)
@@ -151,13 +176,26 @@ def _item(values: Sequence[Tensor], position: int) -> Tensor:
 
 
 def _without_writing_in_place(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
-    """What reads a tensor after it was written to reads the writer's result."""
+    """What reads a tensor after it was written to reads the writer's result.
+
+    Raises:
+        UnfaithfulError: a view of it, made before, is read after.
+    """
     order = {node: position for position, node in enumerate(graph.nodes)}
+    aliases: dict[fx.Node, set[fx.Node]] = {}
     for node in graph.nodes:
-        source = node.args[0] if node.args else None
-        if isinstance(source, fx.Node) and writes_in_place(node, modules):
+        source = next((found for found in node.args if isinstance(found, fx.Node)), None)
+        writes = source is not None and bool(node.args) and node.args[0] is source and writes_in_place(node, modules)
+        if writes and source is not None:
+            earlier = aliases.get(source, {source}) - {source}
+            if any(order[user] > order[node] for alias in earlier for user in alias.users):
+                raise UnfaithfulError("its forward writes to a tensor that it also reads through a view")
             later = {user for user in source.users if order[user] > order[node]}
             source.replace_all_uses_with(node, delete_user_cb=later.__contains__)
+        if source is not None and (writes or is_view(node, modules)):
+            family = aliases.setdefault(source, {source})
+            family.add(node)
+            aliases[node] = family
 
 
 # Shapes
@@ -219,7 +257,7 @@ class _Silent(nn.Module):
 
 def listened_to(module: nn.Module) -> bool:
     """Whether a module inside, not a leaf of the graph, has hooks, which a traced graph would pass by."""
-    tracer = _Tracer()
+    tracer = Tracer()
     return any(
         has_hooks(child) and not tracer.is_leaf_module(child, name)
         for name, child in module.named_modules()

@@ -1,6 +1,5 @@
 """Compact storage of an attached model: which layers go compact, when, and why the others do not."""
 
-from collections import Counter
 from collections.abc import Mapping
 
 from torch import nn
@@ -9,7 +8,7 @@ from torch.optim import Optimizer
 from regrow import optimizers
 from regrow.algorithm import Algorithm
 from regrow.compaction import checkpoint, graph, measured, native
-from regrow.compaction.layers import obstacle
+from regrow.compaction.layers import obstacle, obstacles
 from regrow.compaction.region import wanted
 from regrow.compaction.stored import CompactedLayer
 from regrow.scores import Need
@@ -36,12 +35,7 @@ class CompactStorage:
         self.reasons: dict[str, str] = {}
         self.left_to_torch = set[nn.Module]()
         self.table = measured.agreed_table() if wanted() == "auto" and native.available() else None
-        self.shares = Counter(
-            id(parameter)
-            for module in model.modules()
-            for parameter in module._parameters.values()
-            if parameter is not None
-        )
+        self.obstacles = obstacles(model)
         self.handles = checkpoint.register(optimizer, self.layers)
         if native.available():
             graph.install(model, self.left_to_torch)
@@ -56,8 +50,8 @@ class CompactStorage:
         reason = obstacle(module)
         if parameter_name != "weight":
             reason = f"{type(module).__name__} has no compact form"
-        elif self.shares[id(layer.parameter)] > 1:
-            reason = "its weight is shared with another module"
+        elif reason is None and module in self.obstacles:
+            reason = self.obstacles[module]
         elif reason is None and layer.alive.density > MOST_DENSITY:
             reason = f"density above {MOST_DENSITY}"
         elif reason is None and self.table is not None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from regrow import optimizers
 from regrow.compaction.layers import CompactLayer, make_compact, make_dense
+from regrow.compaction.weights import gather
 from regrow.scores import Evidence, Need
 from regrow.storage import DEFAULT_MOMENTUM, MaskedLayer
 
@@ -61,13 +62,19 @@ class CompactedLayer:
 
     def dense_gradient(self) -> Tensor | None:
         """The sum of the backward passes since gradients were last zeroed, over all ranks where there are several."""
-        gradient = self.weight.dense_gradient
-        if self.parameter.grad is None or gradient is None:
+        own, gradient = self.parameter.grad, self.weight.dense_gradient
+        if own is None or gradient is None:
             return None
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             # Wrappers average the gradients of parameters; of dead weights they know nothing.
             torch.distributed.all_reduce(gradient)
             gradient /= torch.distributed.get_world_size()
+        arrived = gather(gradient, self.weight.indices)
+        if not torch.equal(own, arrived):
+            # Clipping and unscaling reach the gradient of the values alone; layers are compared with each other.
+            factor = own.double().norm() / arrived.double().norm()
+            if bool(factor.isfinite()):
+                gradient *= factor.to(gradient.dtype)
         return gradient
 
     def mask_gradient(self) -> None:

@@ -1,0 +1,128 @@
+"""Traces a forward with ``torch.fx``, and refuses one that does more than its graph would repeat.
+
+A graph is dataflow. What a forward writes to its module, the gradient or autocast mode it enters, and the numbers that
+it draws would happen once, while it is traced, and never again. So the trace looks for these, undoes them, and refuses.
+"""
+
+import random
+import sys
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from regrow.compaction.layers import CompactLayer
+
+
+class UnfaithfulError(Exception):
+    """A forward does something that a graph of it would leave out."""
+
+
+class Tracer(fx.Tracer):
+    """With compact layers and torch's own modules as leaves; refuses a change of mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modes = _modes()
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, CompactLayer) or super().is_leaf_module(module, name)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if _modes() != self.modes:
+            raise UnfaithfulError("its forward enters another gradient or autocast mode")
+        return super().create_node(*args, **kwargs)
+
+
+def trace(module: nn.Module, constants: Mapping[str, Any] | None = None) -> fx.GraphModule:
+    """The graph of a module's forward.
+
+    Args:
+        module: whose state and generators are afterwards as they were.
+        constants: arguments of the forward by name that are fixed, as they are not given.
+
+    Raises:
+        Exception: whatever tracing raises where the forward is not a fixed graph; ``UnfaithfulError`` where the graph
+            would leave something out.
+    """
+    before = _Before(module)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Was not able to add assertion")
+            graph = Tracer().trace(module, dict(constants) if constants else None)
+    finally:
+        changed = before.restore()
+    if changed:
+        raise UnfaithfulError(f"its forward {changed}")
+    return fx.GraphModule(module, graph, type(module).__name__)
+
+
+def _modes() -> tuple[Any, ...]:
+    autocast = torch.is_autocast_enabled("cpu")
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast and torch.get_autocast_dtype("cpu")
+
+
+class _Before:
+    """What a forward may change besides its outputs, as it was: attributes, containers in them, buffers, generators."""
+
+    def __init__(self, module: nn.Module) -> None:
+        modules = list(module.modules())
+        containers = [
+            value for owner in modules for value in owner.__dict__.values() if isinstance(value, (list, dict, set))
+        ]
+        self.attributes = [(owner.__dict__, dict(owner.__dict__)) for owner in modules]
+        self.containers = [(value, value.copy()) for value in containers]
+        tensors = [*module.buffers(), *module.parameters()]
+        self.versions = [(tensor, _version(tensor)) for tensor in tensors]
+        self.buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+        self.generators = _generators()
+
+    def restore(self) -> str:
+        """Puts everything back; says what was not as before, in words."""
+        changed = ""
+        for now, before in [*self.attributes, *self.containers]:
+            if not _same(now, before):
+                changed = "writes to an attribute of a module"
+                now.clear()
+                (now.extend if isinstance(now, list) else now.update)(before)
+        if any(_version(tensor) != version for tensor, version in self.versions):
+            changed = "writes to a buffer or parameter"
+            with torch.no_grad():
+                for buffer, content in self.buffers:
+                    buffer.copy_(content)
+        if not all(map(_equal, _generators(), self.generators)):
+            changed = "draws random numbers"
+            torch.set_rng_state(self.generators[0])
+            random.setstate(self.generators[1])
+            if "numpy" in sys.modules and len(self.generators) > 2:
+                sys.modules["numpy"].random.set_state(self.generators[2])
+        return changed
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _same(now: Any, before: Any) -> bool:
+    if len(now) != len(before):
+        return False
+    if isinstance(now, dict):
+        return all(key in now and now[key] is value for key, value in before.items())
+    return now == before if isinstance(now, set) else all(a is b for a, b in zip(now, before, strict=True))
+
+
+def _generators() -> list[Any]:
+    states: list[Any] = [torch.get_rng_state(), random.getstate()]
+    if "numpy" in sys.modules:
+        states.append(sys.modules["numpy"].random.get_state())
+    return states
+
+
+def _equal(now: Any, before: Any) -> bool:
+    if isinstance(now, Tensor):
+        return torch.equal(now, before)
+    if isinstance(now, tuple) and len(now) > 1 and hasattr(now[1], "tolist"):  # numpy's
+        return bool((now[1] == before[1]).all()) and now[2:] == before[2:]
+    return bool(now == before)

@@ -1,0 +1,275 @@
+"""What a forward does besides its dataflow happens in compact storage as it does in dense storage, at every call."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import regrow
+from regrow.compaction.tracing import UnfaithfulError, trace
+
+pytestmark = pytest.mark.usefixtures("runs_engine")
+
+
+class Net(nn.Module):
+    """Two convolutions, a batch norm and a head; the cases below have forwards of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.second, self.head = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 5)
+        self.register_buffer("seen", torch.zeros(()))
+        self.calls = 0
+
+    def features(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(self.first(x)))
+
+    def rest(self, x: Tensor) -> Tensor:
+        return self.head(self.second(x).mean((2, 3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(self.features(x))
+
+
+def both(kind: type[Net], sparsity: float = 0.8) -> tuple[nn.Module, nn.Module]:
+    """The same net, masked and compact."""
+    made = []
+    for storage in ("dense", "compact"):
+        torch.manual_seed(0)
+        model = kind()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        regrow.attach(model, optimizer, regrow.static(sparsity=sparsity, distribution=regrow.uniform), storage=storage)
+        made.append(model)
+    return made[0], made[1]
+
+
+def images(number: int = 16) -> Tensor:
+    return torch.randn(number, 4, 6, 6, generator=torch.Generator().manual_seed(number))
+
+
+class Stores(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        self.found = self.features(x)
+        return self.rest(self.found)
+
+
+def test_a_tensor_that_is_stored_is_a_tensor() -> None:
+    for model in both(Stores):
+        outputs = model(images())
+        (outputs.square().mean() + model.found.abs().mean()).backward()
+        assert type(model.found) is Tensor
+        assert model.first.weight.grad is not None
+
+
+class Counts(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.seen += 1
+        return super().forward(x)
+
+
+class Collects(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.list: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x)
+        self.list.append(x)
+        return self.rest(x)
+
+
+def test_what_a_forward_writes_is_written_at_every_call() -> None:
+    for model in both(Counts):
+        for _ in range(3):
+            model(images())
+        assert (model.calls, model.seen.item()) == (3, 3)
+    for model in both(Collects):
+        for _ in range(3):
+            model(images())
+        assert [type(found) for found in model.list] == [Tensor] * 3
+
+
+class Frozen(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = self.features(x)
+        return self.rest(x)
+
+
+def test_a_frozen_part_stays_frozen() -> None:
+    for model in both(Frozen):
+        model(images()).sum().backward()
+        assert model.first.weight.grad is None
+        assert model.second.weight.grad is not None
+
+
+class Draws(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x)
+        return self.rest(x if torch.rand(()) < 0.5 else x + torch.randn(8, 1, 1))
+
+
+class DropsAlways(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(F.dropout(self.features(x), 0.5, training=True))
+
+
+@pytest.mark.parametrize("kind", [Draws, DropsAlways])
+def test_random_numbers_are_drawn_at_every_call_and_no_more(kind: type[Net]) -> None:
+    found = []
+    for model in both(kind):
+        model.eval()
+        torch.manual_seed(1)
+        found.append([model(images()) for _ in range(6)])
+        assert len({tuple(each[0].tolist()) for each in found[-1]}) > 2
+    for dense, compact in zip(*found, strict=True):
+        assert torch.allclose(dense, compact, atol=1e-5)
+
+
+class ThroughAView(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        flat = x.flatten(1)
+        F.relu_(x)
+        return self.rest(x) + flat.sum(1, keepdim=True)
+
+
+class OptionalFeatures(Net):
+    def forward(self, x: Tensor, more: Tensor | None = None, both: bool = False) -> Tensor:
+        x = self.features(x)
+        if more is not None:
+            x = x + more
+        return self.rest(x) + 1 if both is True else self.rest(x)
+
+
+class Positions(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.randn(1, 8, 6, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(self.features(x) + self.positions)
+
+
+Call = Callable[[nn.Module], Tensor]
+CALLS: list[tuple[type[Net], Call]] = [
+    (ThroughAView, lambda model: model(images())),
+    (OptionalFeatures, lambda model: model(images())),
+    (OptionalFeatures, lambda model: model(images(), torch.ones(8, 6, 6))),
+    (OptionalFeatures, lambda model: model(images(), None, True)),
+    (OptionalFeatures, lambda model: model(images(), both=True)),
+    (Positions, lambda model: torch.cat([model(images(number)) for number in (1, 4, 1)])),
+    (Net, lambda model: torch.cat([model(images(0)), model(images(3))])),
+]
+
+
+@pytest.mark.parametrize(("kind", "call"), CALLS)
+def test_the_outputs_are_those_of_dense_storage(kind: type[Net], call: Call) -> None:
+    dense, compact = both(kind)
+    dense.eval(), compact.eval()
+    assert torch.allclose(call(dense), call(compact), atol=1e-5)
+
+
+def test_branches_of_different_batch_sizes() -> None:
+    class Compares(Net):
+        def forward(self, x: Tensor, support: Tensor) -> Tensor:
+            return self.rest(self.features(x)) @ self.rest(self.features(support)).t()
+
+    dense, compact = both(Compares)
+    dense.eval(), compact.eval()
+    assert torch.allclose(dense(images(12), images(5)), compact(images(12), images(5)), atol=1e-4)
+
+
+def test_batch_norms_follow_their_momentum() -> None:
+    for momentum in (None, 1.0):
+        dense, compact = both(Net)
+        for model in (dense, compact):
+            model(images())
+            model.norm.reset_running_stats()
+            model.norm.momentum = momentum
+            for number in (16, 20):
+                model(images(number))
+        assert torch.allclose(dense.norm.running_var, compact.norm.running_var, rtol=1e-4)
+
+
+def test_a_transformer_evaluates_on_its_fast_path() -> None:
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+            self.encoder, self.head = nn.TransformerEncoder(layer, 2), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.encoder(x).mean(1))
+
+    dense, compact = both(Encoder)  # type: ignore[arg-type]
+    x = torch.randn(3, 5, 16)
+    for model in (dense, compact):
+        model(x).sum().backward()
+        model.eval()
+    with torch.no_grad():
+        assert torch.allclose(dense(x), compact(x), atol=1e-5)
+
+
+def test_weights_that_change_before_backward_are_noticed() -> None:
+    for model in both(Net):
+        loss = model(images()).sum()
+        with torch.no_grad():
+            model.second.weight.mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
+def test_tied_weights_stay_dense_in_a_net_made_compact() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.mix, self.out = nn.Embedding(20, 8), nn.Linear(8, 8), nn.Linear(8, 20, bias=False)
+            self.out.weight = self.table.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.mix(self.table(x)))
+
+    model = Tied()
+    with torch.no_grad():
+        for weight in (model.table.weight, model.mix.weight):
+            weight.mul_(torch.rand_like(weight) < 0.2)
+    numbers = torch.arange(20)
+    expected = model(numbers)
+    regrow.compact(model)
+    assert model.mix.weight.dim() == 1
+    assert model.table.weight.dim() == 2
+    assert torch.allclose(model(numbers), expected, atol=1e-5)
+    with pytest.raises(ValueError, match=r"'out.weight' cannot be compact: its weight is shared"):
+        regrow.compact(Tied(), {"out.weight": torch.ones(20, 8, dtype=torch.bool)})
+
+
+def test_redistribution_sees_clipped_gradients_of_all_layers() -> None:
+    alive = []
+    for storage in ("dense", "compact"):
+        torch.manual_seed(0)
+        model = Net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        algorithm = regrow.rigl_sg(sparsity=0.7, total_steps=20, every=3, distribution=regrow.erk)
+        sparsifier = regrow.attach(model, optimizer, algorithm, storage=storage)
+        for step in range(10):
+            F.cross_entropy(model(images(16)), torch.arange(16) % 5).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.01 * (step + 1))
+            optimizer.step()
+            optimizer.zero_grad()
+        alive.append(sparsifier.num_alive)
+    assert alive[0] == alive[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"), [(Counts, "writes to"), (Frozen, "another gradient"), (Draws, "draws random")]
+)
+def test_a_trace_that_is_refused_leaves_no_trace(kind: type[Net], why: str) -> None:
+    model, before = kind(), torch.get_rng_state()
+    with pytest.raises(UnfaithfulError, match=why):
+        trace(model)
+    assert (model.calls, model.seen.item()) == (0, 0)
+    assert torch.equal(torch.get_rng_state(), before)
