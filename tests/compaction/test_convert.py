@@ -223,3 +223,12 @@ def test_cut_off_files_are_refused(tmp_path: Path) -> None:
         regrow.load_compact(mlp(), tmp_path / "nothing")
     with pytest.raises(ValueError, match="no layer"):
         regrow.save_compact(mlp(), path)
+
+
+def test_an_attached_model_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(8, 8))
+    sparsifier = regrow.attach(model, torch.optim.SGD(model.parameters(), 0.1), regrow.static(sparsity=0.8))
+    with pytest.raises(ValueError, match=r"a sparsifier is attached to this model: call its detach\(\) first"):
+        regrow.compact(model)
+    sparsifier.detach()
+    assert regrow.compact(model)[0].weight.dim() == 1

@@ -27,10 +27,18 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> nn.M
         The same model. Its ``state_dict`` has dense names and shapes; :func:`to_dense` undoes it.
 
     Raises:
-        ValueError: a mask names no weight, has another shape or no alive entry, or its layer has no compact form;
-            nothing is written then.
+        ValueError: a mask names no weight, has another shape or no alive entry, or its layer has no compact form; or a
+            sparsifier is attached. Nothing is written then.
     """
+    from regrow.sparsifier import attached_sparsifiers  # which imports the storages
+
     model = unwrap(model)
+    held = {identity for each in attached_sparsifiers() for identity in each.parameter_ids()}
+    if any(id(parameter) in held for parameter in model.parameters()):
+        raise ValueError(
+            "a sparsifier is attached to this model: call its detach() first, or attach with storage='compact' to train "
+            "compact"
+        )
     chosen = _found(model) if masks is None else dict(masks)
     modules = {name: checked(model, name, mask) for name, mask in chosen.items()}
     for name, module in modules.items():
