@@ -36,8 +36,8 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> nn.M
     held = {identity for each in attached_sparsifiers() for identity in each.parameter_ids()}
     if any(id(parameter) in held for parameter in model.parameters()):
         raise ValueError(
-            "a sparsifier is attached to this model: call its detach() first, or attach with storage='compact' to train "
-            "compact"
+            "a sparsifier is attached to this model: call its detach() first (to train compact, attach with "
+            "storage='compact')"
         )
     chosen = _found(model) if masks is None else dict(masks)
     modules = {name: checked(model, name, mask) for name, mask in chosen.items()}
