@@ -250,7 +250,7 @@ def test_a_study_that_is_stopped_leaves_no_process_and_goes_on(tmp_path: Path, h
         os.killpg(study.pid, how)  # as a terminal does
     else:
         study.send_signal(how)
-    said = study.communicate(timeout=60)[1]
+    said = study.communicate(timeout=300)[1]  # a loaded machine is slow; a study that hangs is found all the same
     if how == signal.SIGINT:
         assert study.returncode == 130
         assert said.startswith("regrow: stopped with ")
