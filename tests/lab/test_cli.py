@@ -241,7 +241,10 @@ def test_a_study_that_is_stopped_leaves_no_process_and_goes_on(tmp_path: Path, h
         "--out",
         str(out),
     ]
-    study = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    study = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a job in the background ignores
+    )  # fmt: skip
     assert study.stdout is not None
     assert study.stdout.readline().startswith("[ 1/69] dense-seed0-")
     workers = children(study.pid)
