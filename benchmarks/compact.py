@@ -98,9 +98,9 @@ def dense_side(name: str, net: Net, options: argparse.Namespace, dtype: torch.dt
     if name in ("channels_last", "compile") and len(net.sample) == 3:
         layout = torch.channels_last
         model = model.to(memory_format=layout)
-    run = model.eval() if options.inference else model
+    run: Any = model.eval() if options.inference else model
     if name == "compile":
-        run = torch.compile(model)  # type: ignore[assignment]
+        run = torch.compile(model)
     batch = data(net, options.batch, layout)
     step = inferring(run, batch, dtype) if options.inference else training(run, optimizer, batch, dtype)
     return Side(f"dense {name} {short(dtype)}", dtype, step)

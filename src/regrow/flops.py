@@ -183,7 +183,7 @@ class _FlopCounter(TorchDispatchMode):
     """
 
     def __init__(self, weights: Iterable[_NamedWeight], constants: Iterable[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types for it
         self._constants: dict[int, tuple[torch.UntypedStorage, list[_Weight]]] = {}
         self._costs: Counter[tuple[_Weight, _View]] = Counter()
         for constant in constants:

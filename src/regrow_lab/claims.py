@@ -217,6 +217,7 @@ def _distinct(pairs: Iterable[Pair]) -> tuple[Pair, ...]:
 
 
 TIMED = "RigL-struct takes the share of a dense net's time that its FLOPs are (supplementary, Table 2, as printed)"
+HEAD = ("| Claim | Our runs | Figures |", "| --- | --- | --- |")
 CLOSE = 1.1
 """A measured time of up to so many times the share of FLOPs agrees with it."""
 
@@ -247,10 +248,11 @@ def claims_page(studies: Mapping[str, Sequence[Summary]], scales: Mapping[str, s
     """
     lines = ["# The report's questions against our runs", "", "Made by `regrow report` from the stored runs alone.", ""]
     for question, verdicts in judge(studies.values()).items():
-        lines += [f"## {question}", "", "| Claim | Our runs | Figures |", "| --- | --- | --- |"]
+        lines += [f"## {question}", "", *HEAD]
         lines += [f"| {verdict.claim.text} | **{verdict.word}** | {verdict.figures} |" for verdict in verdicts]
         lines.append("")
-    lines[-1:] = ["| {} | **{}** | {} |".format(*time_row(studies.values())), ""]
+    text, word, figures = time_row(studies.values())
+    lines += ["## Time against FLOPs", "", *HEAD, f"| {text} | **{word}** | {figures} |", ""]
     lines += [
         "## How it is judged",
         "",

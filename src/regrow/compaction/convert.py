@@ -40,8 +40,7 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> nn.M
             "storage='compact')"
         )
     chosen = _found(model) if masks is None else dict(masks)
-    modules = {name: checked(model, name, mask) for name, mask in chosen.items()}
-    for name, module in modules.items():
+    for name, module in owners(model, chosen).items():
         make_compact(module, chosen[name])
     graph.install(model)
     return model
@@ -124,20 +123,26 @@ def _found(model: nn.Module) -> dict[str, Tensor]:
     return masks
 
 
-def checked(model: nn.Module, name: str, mask: Tensor) -> nn.Module:
-    """The module of a mask; refused with ValueError where it can have no such mask."""
-    path, _, last = name.rpartition(".")
-    module: nn.Module | None = dict(model.named_modules()).get(path)
-    if module is None or last != "weight":
-        raise ValueError(f"mask '{name}' names no weight of a convolution or linear layer of this model")
-    reason = obstacle(module) or obstacles(model).get(module)
-    if reason is not None:
-        raise ValueError(f"'{name}' cannot be compact: {reason}; leave its mask out, its weight then stays as it is")
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    if mask.shape != weight.shape or not bool(mask.any()):
-        raise ValueError(
-            f"the mask of '{name}' has shape {tuple(mask.shape)} and {int(mask.sum())} alive weights; expected shape "
-            f"{tuple(weight.shape)} and at least one"
-        )
-    return module
+def owners(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, nn.Module]:
+    """The module of each mask. Raises ValueError where one can have no such mask."""
+    modules, elsewhere = dict(model.named_modules()), obstacles(model)
+    found = {}
+    for name, mask in masks.items():
+        path, _, last = name.rpartition(".")
+        module: nn.Module | None = modules.get(path)
+        if module is None or last != "weight":
+            raise ValueError(f"mask '{name}' names no weight of a convolution or linear layer of this model")
+        reason = obstacle(module) or elsewhere.get(module)
+        if reason is not None:
+            raise ValueError(
+                f"'{name}' cannot be compact: {reason}; leave its mask out, its weight then stays as it is"
+            )
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        if mask.shape != weight.shape or not bool(mask.any()):
+            raise ValueError(
+                f"the mask of '{name}' has shape {tuple(mask.shape)} and {int(mask.sum())} alive weights; expected "
+                f"shape {tuple(weight.shape)} and at least one"
+            )
+        found[name] = module
+    return found

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regrow.compaction.convert import checked, compact
+from regrow.compaction.convert import compact, owners
 from regrow.compaction.layers import compact_layers
 from regrow.compaction.weights import indices_of, scatter
 from regrow.layers import unwrap
@@ -110,8 +110,7 @@ def load_compact(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         here, dtype = tuple(expected[name].shape), expected[name].dtype
         _expect(tuple(tensor.shape) == here, f"'{name}' has shape {tuple(tensor.shape)}, the model's has {here}")
         _expect(tensor.dtype == dtype, f"'{name}' is {tensor.dtype}, the model's is {dtype}")
-    for name, mask in masks.items():
-        checked(model, name, mask)
+    owners(model, masks)
     model.load_state_dict(state, strict=False)  # what is no tensor is not in the file
     return compact(model, masks)
 

@@ -29,7 +29,7 @@ class CompactLayer(nn.Module):
         return {**self.__dict__, "regions": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch has no types for it
         self.number = ops.register(self)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -220,4 +220,4 @@ def make_dense(module: CompactLayer, state: Iterable[tuple[Tensor, float]] = ())
     module.compact.to_dense(state)
     del module.compact, module.regions, module.number
     dense = next(plain for plain, compact in CLASSES.items() if isinstance(module, compact))
-    module.__class__ = dense  # type: ignore[assignment]
+    module.__class__ = dense  # type: ignore[assignment]  # one of the two that CLASSES names

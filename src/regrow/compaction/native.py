@@ -7,7 +7,7 @@ from typing import Any
 @functools.cache
 def _found() -> Any:
     try:
-        from regrow.compaction import _engine  # type: ignore[attr-defined, unused-ignore]
+        from regrow.compaction import _engine  # type: ignore[attr-defined, unused-ignore]  # where it is not built
     except ImportError as error:
         return error
     return _engine

@@ -5,7 +5,7 @@ uncompiled, a model is one operator a region instead, which is faster: nothing i
 """
 
 from itertools import count
-from typing import Protocol
+from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 import torch
@@ -84,12 +84,12 @@ def _(gradient: Tensor, input: Tensor, values: Tensor, number: int) -> tuple[Ten
     )
 
 
-def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(inputs[0], inputs[1])
     ctx.has_bias, ctx.number = inputs[2] is not None, inputs[3]
 
 
-def _backward(ctx, gradient):  # type: ignore[no-untyped-def]
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
     source, values, bias = layer_backward(gradient, *ctx.saved_tensors, ctx.number)
     return source, values, bias if ctx.has_bias else None, None
 

@@ -17,8 +17,9 @@ from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
 from torch.fx.passes.operator_support import OperatorSupportBase
 from torch.fx.passes.tools_common import legalize_graph
 
+from regrow.compaction.in_place import redirect_readers
 from regrow.compaction.layers import CompactLayer
-from regrow.compaction.operations import Step, Writer, has_hooks, is_view, recognise, shape, writes_in_place
+from regrow.compaction.operations import Step, Writer, has_hooks, recognise, shape
 from regrow.compaction.program import Input, Program
 from regrow.compaction.region import Region
 from regrow.compaction.tracing import Tracer, UnfaithfulError, trace
@@ -44,7 +45,7 @@ def cut(
     """
     graph_module = trace(module, _not_given(module, args, kwargs))
     modules = dict(graph_module.named_modules())
-    _without_writing_in_place(graph_module.graph, modules)
+    redirect_readers(graph_module.graph, modules)
     _propagate(graph_module, args, kwargs)
     training = module.training
     steps = {node: recognise(node, modules, training) for node in graph_module.graph.nodes}
@@ -173,29 +174,6 @@ def _replace(graph_module: fx.GraphModule, nodes: Sequence[fx.Node], draft: _Dra
 
 def _item(values: Sequence[Tensor], position: int) -> Tensor:
     return values[position]
-
-
-def _without_writing_in_place(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
-    """What reads a tensor after it was written to reads the writer's result.
-
-    Raises:
-        UnfaithfulError: a view of it, made before, is read after.
-    """
-    order = {node: position for position, node in enumerate(graph.nodes)}
-    aliases: dict[fx.Node, set[fx.Node]] = {}
-    for node in graph.nodes:
-        source = next((found for found in node.args if isinstance(found, fx.Node)), None)
-        writes = source is not None and bool(node.args) and node.args[0] is source and writes_in_place(node, modules)
-        if writes and source is not None:
-            earlier = aliases.get(source, {source}) - {source}
-            if any(order[user] > order[node] for alias in earlier for user in alias.users):
-                raise UnfaithfulError("its forward writes to a tensor that it also reads through a view")
-            later = {user for user in source.users if order[user] > order[node]}
-            source.replace_all_uses_with(node, delete_user_cb=later.__contains__)
-        if source is not None and (writes or is_view(node, modules)):
-            family = aliases.setdefault(source, {source})
-            family.add(node)
-            aliases[node] = family
 
 
 # Shapes

@@ -1,5 +1,6 @@
 """A sparsified weight in compact storage: what the sparsifier asks of it, on values and indices."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -12,6 +13,8 @@ from regrow.scores import Evidence, Need
 from regrow.storage import DEFAULT_MOMENTUM, MaskedLayer
 
 MOMENTUM = "own momentum"
+ROUNDING = 1e-5
+"""By so much the two sums of a gradient may differ without a reason."""
 
 
 class CompactedLayer:
@@ -69,12 +72,11 @@ class CompactedLayer:
             # Wrappers average the gradients of parameters; of dead weights they know nothing.
             torch.distributed.all_reduce(gradient)
             gradient /= torch.distributed.get_world_size()
+        # Clipping and unscaling reach the gradient of the values alone; redistribution compares layers with each other.
         arrived = gather(gradient, self.weight.indices)
-        if not torch.equal(own, arrived):
-            # Clipping and unscaling reach the gradient of the values alone; layers are compared with each other.
-            factor = own.double().norm() / arrived.double().norm()
-            if bool(factor.isfinite()):
-                gradient *= factor.to(gradient.dtype)
+        factor = float(own.double().norm() / arrived.double().norm())
+        if math.isfinite(factor) and not math.isclose(factor, 1.0, rel_tol=ROUNDING):
+            gradient *= factor
         return gradient
 
     def mask_gradient(self) -> None:

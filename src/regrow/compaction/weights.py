@@ -192,20 +192,21 @@ class CompactWeight:
 
 class _Scatter(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, values: Tensor, weight: CompactWeight) -> Tensor:
-        ctx.weight = weight  # type: ignore[attr-defined]
-        ctx.indices = weight.indices  # type: ignore[attr-defined]
-        return scatter(values.detach(), ctx.indices, weight.shape)  # type: ignore[attr-defined]
+    def forward(ctx: Any, values: Tensor, weight: CompactWeight) -> Tensor:
+        ctx.weight = weight
+        ctx.indices = weight.indices
+        return scatter(values.detach(), ctx.indices, weight.shape)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None]:
-        weight: CompactWeight = ctx.weight  # type: ignore[attr-defined]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        weight: CompactWeight = ctx.weight
         if weight.collects:
             weight.collect(gradients[0])
-        return gather(gradients[0], ctx.indices), None  # type: ignore[attr-defined]
+        return gather(gradients[0], ctx.indices), None
 
 
 def dense_weight(weight: CompactWeight) -> Tensor:
     """The dense weight for torch's own operations; of its gradient only that of the alive entries is kept."""
-    dense: Tensor = _Scatter.apply(weight.values, weight)  # type: ignore[no-untyped-call]
+    apply: Any = _Scatter.apply  # torch has no types for it
+    dense: Tensor = apply(weight.values, weight)
     return dense

@@ -146,10 +146,10 @@ class StreamedImages:
         batches = [chosen.tolist() for chosen in order.split(batch_size)][first:]
         daemon = multiprocessing.current_process().daemon  # which may have no children: it decodes by itself
         loader: DataLoader[Batch | ValueError] = DataLoader(
-            _Files(self.listing.files, self.listing.labels, self.image_size),  # type: ignore[arg-type]
+            _Files(self.listing.files, self.listing.labels, self.image_size),  # type: ignore[arg-type]  # a set that gives whole batches
             batch_sampler=batches,
             num_workers=0 if daemon else min(os.cpu_count() or 1, MOST_WORKERS, len(batches)),
-            collate_fn=_as_it_is,  # type: ignore[arg-type]
+            collate_fn=_as_it_is,  # type: ignore[arg-type]  # which are not to be collated
             pin_memory=self.device.type == "cuda",
             generator=Generator(),  # else it would draw from the global one, and a resumed run would be another
         )

@@ -7,6 +7,7 @@ import hashlib
 import math
 import zlib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -47,7 +48,7 @@ def find_idx(checksums: Mapping[str, str], folder: Path) -> Source | None:
         present = {name: path for name in FILES if (path := _file(place, name)) is not None}
         if len(present) == len(FILES):
             paths = tuple(present.values())
-            return Source("idx files", paths, lambda paths=paths: _read(checksums, paths))  # type: ignore[misc]
+            return Source("idx files", paths, partial(_read, checksums, paths))
         if present:
             missing = ", ".join(name for name in FILES if name not in present)
             raise ValueError(f"{place} has no {missing} (nor with .gz): fetch it again")
