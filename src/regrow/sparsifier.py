@@ -131,14 +131,18 @@ class Sparsifier:
                 layer.mask_copy(copied)
 
     def detach(self) -> None:
-        """Removes every hook; what is left is the plain model, its dead weights at 0."""
+        """Removes every hook; what is left is the plain model, its dead weights at 0.
+
+        Raises:
+            RuntimeError: a compact layer's weight is computed from other parameters now; nothing is removed then.
+        """
+        if self in _attached:
+            self._storage.remove()
+            for layer in self._layers.values():
+                layer.release()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        if self in _attached:
-            for layer in self._layers.values():
-                layer.release()
-            self._storage.remove()
         _attached.discard(self)
 
     def state_dict(self) -> dict[str, Any]:

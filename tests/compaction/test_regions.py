@@ -8,6 +8,7 @@ import torch
 from pairs import pair
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_hook
 
 from regrow.compaction import graph
 from regrow.compaction.layers import CompactConv2d, CompactLayer, CompactLinear, obstacle
@@ -186,6 +187,19 @@ def test_hooks_are_heard() -> None:
             model.get_submodule(name).register_forward_hook(lambda module, inputs, output, hear=hear: hear(output))
         run(model, x)
     assert all(len(values) == 2 and torch.equal(*values) for values in heard.values())
+
+
+def test_hooks_on_all_modules_see_the_models_own() -> None:
+    heard: list[list[str]] = []
+    for model in pair(find_model("wrn-22-2")(depth=10, width=1)):
+        model(torch.randn(2, 3, 8, 8))  # has cut its graph by now
+        calls = list[str]()
+        names = {module: name for name, module in model.named_modules()}
+        with register_module_forward_hook(lambda module, *_, names=names, calls=calls: calls.append(names[module])):
+            model(torch.randn(2, 3, 8, 8))
+        heard.append(calls)
+    assert heard[0] == heard[1]
+    assert "stage1.0.conv1" in heard[0]
 
 
 def test_copies_are_on_their_own() -> None:

@@ -279,6 +279,27 @@ def test_refusals_name_the_way_out() -> None:
     assert equal(model.state_dict(), mlp().state_dict())
 
 
+@pytest.mark.parametrize("norm", [nn.utils.spectral_norm, nn.utils.parametrizations.weight_norm])
+def test_a_weight_that_is_computed_is_refused_until_it_is_a_parameter_again(norm: Callable[[nn.Module], None]) -> None:
+    model, optimizer, sparsifier = attached("compact")
+    layer = next(module for module in model.modules() if isinstance(module, CompactLayer))
+    dense = model.state_dict()
+    norm(layer)
+    with pytest.raises(RuntimeError, match=r"computed from other parameters now.*storage='dense'"):
+        train(model, optimizer, range(1))
+    with pytest.raises(RuntimeError, match="take that off again"):
+        sparsifier.detach()
+    if norm is nn.utils.spectral_norm:
+        nn.utils.remove_spectral_norm(layer)
+    else:
+        nn.utils.parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+    sparsifier.detach()
+    assert {name: value.shape for name, value in model.state_dict().items()} == {
+        name: value.shape for name, value in dense.items()
+    }
+    train(model, sgd(model), range(1))
+
+
 def test_tied_weights_and_unknown_modules_stay_dense() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as modules
 
 from regrow.compaction.layers import CLASSES, MOST_PLANS, compact_layers
 from regrow.compaction.operations import BACKWARD, BACKWARD_PRE, FORWARD, FORWARD_PRE
@@ -17,6 +18,12 @@ from regrow.compaction.regions import cut, listened_to
 from regrow.compaction.tracing import trace
 
 _KINDS = {*CLASSES, *CLASSES.values()}
+HOOKS_ON_ALL = (
+    modules._global_forward_pre_hooks,
+    modules._global_forward_hooks,
+    modules._global_backward_pre_hooks,
+    modules._global_backward_hooks,
+)
 _Plan = tuple[Callable[..., Any], list[Region]]
 
 
@@ -40,7 +47,8 @@ class GraphForward:
         return {**self.__dict__, "plans": {}, "regions": []}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():  # not self.original: torch 2.6 does not compile a call of __get__
+        # Hooks on all modules that there are (a module tracker's) shall see the model's own, never regions.
+        if torch.compiler.is_compiling() or any(HOOKS_ON_ALL):  # torch 2.6 does not compile self.original
             return type(self.module).forward(self.module, *args, **kwargs)
         key = (_state(self.module), _precision(), _signature(args), _signature(kwargs.items()))
         plan = self.plans.get(key)

@@ -10,7 +10,7 @@ from regrow.compaction import ops
 from regrow.compaction.program import Convolution, Input, Program
 from regrow.compaction.reference import convolution_gradients
 from regrow.compaction.region import Region
-from regrow.compaction.weights import CompactWeight, dense_weight, gather
+from regrow.compaction.weights import CompactWeight, dense_weight, gather, own_weight, resize
 
 MOST_PLANS = 16
 
@@ -216,7 +216,14 @@ def make_compact(module: nn.Module, mask: Tensor, state: Iterable[Tensor] = ()) 
 
 
 def make_dense(module: CompactLayer, state: Iterable[tuple[Tensor, float]] = ()) -> None:
-    """The inverse of :func:`make_compact`; dead weights are 0, dead state has its initial value."""
+    """The inverse of :func:`make_compact`; dead weights are 0, dead state has its initial value.
+
+    Raises:
+        RuntimeError: the layer's weight is no parameter of its own any more.
+    """
+    weight = own_weight(module)
+    if weight is not module.compact.values and weight.shape == module.compact.values.shape:
+        resize(weight, module.compact.dense(weight.detach()))  # torch's remove_spectral_norm makes another parameter
     module.compact.to_dense(state)
     del module.compact, module.regions, module.number
     dense = next(plain for plain, compact in CLASSES.items() if isinstance(module, compact))

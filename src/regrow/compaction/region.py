@@ -11,7 +11,7 @@ from regrow.compaction import native
 from regrow.compaction.execution import Execution, compact_weight
 from regrow.compaction.program import Program
 from regrow.compaction.reference import interpret
-from regrow.compaction.weights import dense_weight
+from regrow.compaction.weights import dense_weight, own_weight
 
 SWITCH = "REGROW_COMPACT"
 """Environment variable: "engine" runs every layer that can be compact on the engine, "torch" none; by default ("auto")
@@ -84,7 +84,7 @@ class Region(nn.Module):
 
     def execution(self) -> Execution | None:
         """What runs the region on the engine; None where torch runs it."""
-        weight = self.members[0][0].weight
+        weight, *_ = map(own_weight, self.members[0])
         if not weight.is_cpu:
             return None
         dtype = activations(weight)

@@ -11,6 +11,7 @@ from regrow.compaction import checkpoint, graph, measured, native
 from regrow.compaction.layers import obstacle, obstacles
 from regrow.compaction.region import wanted
 from regrow.compaction.stored import CompactedLayer
+from regrow.compaction.weights import own_weight
 from regrow.scores import Need
 from regrow.shards import is_cut
 from regrow.storage import MaskedLayer, StoredLayer
@@ -88,7 +89,13 @@ class CompactStorage:
         return notes
 
     def remove(self) -> None:
-        """Dense weights, dense optimizer state, the modules' own forward."""
+        """Dense weights, dense optimizer state, the modules' own forward.
+
+        Raises:
+            RuntimeError: the weight of a layer is no parameter of its own any more; nothing is changed then.
+        """
+        for layer in self.layers.values():
+            own_weight(layer.module)
         for handle in self.handles:
             handle.remove()
         graph.remove(self.model)

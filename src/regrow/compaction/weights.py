@@ -65,6 +65,22 @@ def resize(tensor: Tensor, content: Tensor) -> None:
     tensor.data = content
 
 
+def own_weight(module: nn.Module) -> nn.Parameter:
+    """The parameter that a layer's weight is.
+
+    Raises:
+        RuntimeError: something computes the weight from other parameters.
+    """
+    weight = module._parameters.get("weight")
+    if weight is None:
+        raise RuntimeError(
+            f"the weight of a {type(module).__name__} is computed from other parameters now (spectral_norm, "
+            "weight_norm, prune, …), and compact storage has only a list of its alive values: take that off again, "
+            "call detach(), and attach with storage='dense'"
+        )
+    return weight
+
+
 @dataclass(eq=False)
 class CompactWeight:
     """The alive entries of one weight.
