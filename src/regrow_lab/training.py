@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import regrow
 from regrow_lab import ranks
@@ -74,7 +73,9 @@ class Training:
         self.sparsifier: regrow.Sparsifier | None = None
         self.step = 0
         self._put_masks_on()
-        self.losses: list[Tensor] = []  # of this epoch, left on the device: asking for a number would wait for it
+        # Of this epoch, left on the device: asking for a number would wait for it. One tensor for them all: a small one
+        # that outlives its step takes a piece of the memory that the next step's logits would have fitted in.
+        self.losses = torch.zeros(self.batches, device=device)
         self.rows: list[Row] = []
         self.diverged_at: int | None = None
         self.trained_samples, self.trained_seconds = 0, 0.0  # by this process: for the throughput alone
@@ -125,7 +126,7 @@ class Training:
             optimizer.step()
             for parameter in parameters:  # optimizer.zero_grad() looks for a profiler too: 5 % of a step on the digits
                 parameter.grad = None
-            self.losses.append(ranks.mean(loss.detach()))
+            self.losses[self.step % self.batches] = ranks.mean(loss.detach())
             self.step += 1
         return self._close_epoch(rate, first)
 
@@ -152,8 +153,7 @@ class Training:
         }
 
     def _close_epoch(self, rate: float, first: int) -> Row:
-        losses = torch.stack(self.losses).tolist()
-        self.losses.clear()
+        losses = self.losses.tolist()
         self.trained_samples += len(self.data.train) - first * self.config.batch_size
         self.trained_seconds += time.perf_counter() - self.took_up[0]
         bad = [number for number, loss in enumerate(losses) if not loss <= EXPLODED]
@@ -190,7 +190,7 @@ class Training:
         return {
             "config": self.config.to_dict(),
             "step": self.step,
-            "losses": self.losses,
+            "losses": self.losses[: self.step % self.batches].clone(),
             "rows": self.rows,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -202,7 +202,8 @@ class Training:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to where `state_dict` was taken."""
-        self.step, self.losses, self.rows = state["step"], state["losses"], state["rows"]
+        self.step, self.rows = state["step"], state["rows"]
+        self.losses[: len(state["losses"])] = state["losses"]
         if state["sparsifier"] is not None:
             self._put_masks_on()
         self.model.load_state_dict(state["model"])

@@ -1,3 +1,4 @@
+import gc
 import itertools
 import math
 from pathlib import Path
@@ -244,6 +245,15 @@ def test_a_net_that_breaks_in_its_last_step_has_diverged(tmp_path: Path, monkeyp
     monkeypatch.setattr(training, "evaluate", lambda *arguments: None)
     result = train(RIGL, tmp_path)
     assert (result["status"], result["diverged_at"]) == ("diverged", 42)
+
+
+@pytest.mark.parametrize("storage", ["dense", "compact"])
+def test_a_step_leaves_no_tensor_behind(storage: str) -> None:
+    # A small one, kept between two large ones that are freed, keeps the heap from using their memory again.
+    run = Training(RunConfig(method="rigl", sparsity=0.75, storage=storage, **SHORT), torch.device("cpu"))
+    alive: list[int] = []
+    run.run_epoch(lambda: alive.append(sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())))
+    assert max(alive[10:]) <= max(alive[2:10])
 
 
 def test_outputs_that_are_not_finite_have_no_accuracy() -> None:
