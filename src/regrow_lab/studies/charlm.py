@@ -29,8 +29,8 @@ def charlm(seeds: int = 3, scale: str = "small", data: str | None = None) -> lis
     """Bits a character of dense, static, SET, SNFS, RigL, RigL_2x and pruning at S = .75, uniform densities.
 
     Cost: 7 runs a seed, one twice as long. Paper (GRU of 512, 100 epochs of tiny Shakespeare): minutes a run on a GPU.
-    Small (3 epochs of shorter windows, bf16): 4 to 5 minutes a run on one core of a 2026 Xeon, 18 to 22 minutes a seed on
-    two; take --seeds 1 for a first look. Needs tinyshakespeare.txt in the data folder.
+    Small (3 epochs of shorter windows, bf16): 4 to 5 minutes a run on one core of a 2026 Xeon, some 20 a seed on two;
+    take --seeds 1 for a first look. Needs tinyshakespeare.txt in the data folder.
 
     Expected (the original gives a figure, no numbers, on another text): pruning the best of the sparse ones, then RigL;
     SET the worst of the dynamic ones. Small, bits a character: dense 2.46, pruning 2.50, RigL_2x 2.53; RigL, SNFS and
