@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from regrow_lab.pairs import COLLAPSED, Finder, Key, Pair, equal_flops, same_training, tuned, versus
+from regrow_lab.pairs import COLLAPSED, Finder, Key, Pair, equal_flops, same_training, telling, tuned, versus
 from regrow_lab.summary import Summary
 
 MARGIN = 0.5
@@ -205,8 +205,12 @@ QUESTIONS: Mapping[str, tuple[Claim, ...]] = {
 def judge(studies: Iterable[Sequence[Summary]]) -> dict[str, list[Verdict]]:
     """Every claim against the cells of all `studies`; cells are compared within a study alone."""
     each = [list(cells) for cells in studies]
+
+    def pairs(claim: Claim) -> Iterable[Pair]:
+        return (pair for cells in each for pair in telling(claim.find(cells), cells))
+
     return {
-        question: [Verdict(claim, _distinct(pair for cells in each for pair in claim.find(cells))) for claim in claims]
+        question: [Verdict(claim, _distinct(pairs(claim))) for claim in claims]
         for question, claims in QUESTIONS.items()
     }
 
@@ -244,7 +248,7 @@ def claims_page(studies: Mapping[str, Sequence[Summary]], scales: Mapping[str, s
 
     Args:
         studies: name -> its cells.
-        scales: name -> the scale and the data it was done at, in words.
+        scales: name -> the scale and the data it was done at and how many runs it has, in words.
     """
     lines = ["# The report's questions against our runs", "", "Made by `regrow report` from the stored runs alone.", ""]
     for question, verdicts in judge(studies.values()).items():
@@ -265,14 +269,12 @@ def claims_page(studies: Mapping[str, Sequence[Summary]], scales: Mapping[str, s
         "points, and is not shown if it is not. All nets are judged together; what the cells of each say alone stands "
         "after their mean, and a claim that holds on one net and does not hold on another is divided. (The best of "
         "those tried is best by luck too: against it only cells beyond noise count.) Cells with fewer than two "
-        f"finished seeds, and those under {COLLAPSED:.0%} of the dense accuracy, are left out. Of two folders that "
-        "hold the same study, as one done in two storages, the first counts.",
+        f"finished seeds are left out, and so are pairs of which both sides are under {COLLAPSED:.0%} of the dense "
+        "accuracy; where one side alone has collapsed, that is a difference, and a wide one. Of two folders that hold "
+        "the same study, as one done in two storages, the first counts.",
         "",
         "## What the runs are",
         "",
-        *(
-            f"- {name}: {scales[name]}, {sum(cell.n for cell in cells)} finished runs"
-            for name, cells in studies.items()
-        ),
+        *(f"- {name}: {scales[name]}" for name in studies),
     ]
     return "\n".join(lines) + "\n"

@@ -12,7 +12,7 @@ from regrow_lab.summary import Summary
 QUANTILES = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
 """Student's t at 97.5 %, for 1 to 10 degrees of freedom."""
 COLLAPSED = 0.5
-"""A cell below this share of the dense net's accuracy tells nothing of an order, and is left out on both sides."""
+"""Two cells that are both below this share of the dense net's accuracy tell nothing of an order."""
 
 
 @dataclass(frozen=True)
@@ -142,14 +142,18 @@ def _fields(variant: str) -> dict[str, str]:
     return dict(part.split("=", 1) for part in variant.split(", ") if "=" in part)
 
 
-def _usable(cells: Cells) -> list[Summary]:
-    """Cells with an accuracy and a spread, and no collapse."""
+def telling(pairs: Iterable[Pair], cells: Cells) -> Iterable[Pair]:
+    """Without the pairs both of whose sides have collapsed; where one has, that is a difference."""
     dense = {(cell.model, cell.data): cell.mean for cell in cells if cell.method == "dense" and cell.mean is not None}
-    return [
-        cell
-        for cell in cells
-        if cell.mean is not None and cell.n >= 2 and cell.mean >= COLLAPSED * dense.get((cell.model, cell.data), 0.0)
-    ]
+    for pair in pairs:
+        floor = COLLAPSED * dense.get((pair.one.model, pair.one.data), 0.0)
+        if any(side.mean is not None and side.mean >= floor for side in (pair.one, pair.other)):
+            yield pair
+
+
+def _usable(cells: Cells) -> list[Summary]:
+    """Cells with an accuracy and a spread."""
+    return [cell for cell in cells if cell.mean is not None and cell.n >= 2]
 
 
 def _known(cells: Cells) -> dict[tuple[str, str, float], dict[Key, Summary]]:

@@ -101,11 +101,13 @@ def write_claims(directory: Path) -> Path:
         if what[0] is not None and what in known:
             continue
         known.add(what)
-        cells = cells_of(store.read_runs(folder)) if (folder / "runs").is_dir() else ()
+        runs = store.read_runs(folder) if (folder / "runs").is_dir() else []
+        cells = cells_of(runs)
         if cells:
             nets = ", ".join(dict.fromkeys(f"{cell.model} on {cell.data}" for cell in cells))
+            finished = sum(run.result is not None for run in runs)
             studies[folder.name] = cells
-            scales[folder.name] = f"scale {study.get('scale', 'small')}, {nets}"
+            scales[folder.name] = f"scale {study.get('scale', 'small')}, {nets}, {finished} finished runs"
     if not studies:
         raise ValueError(f"{directory} holds no study with a finished run: let `regrow study` do one first")
     page = claims_page(studies, scales)

@@ -161,7 +161,10 @@ def test_what_is_noise_or_a_single_seed_or_a_collapse_is_no_support(tmp_path: Pa
     seeds(tmp_path / "collapse", "dense", 0.0, mean=98.0)
     seeds(tmp_path / "collapse", "rigl", 0.99, mean=40.0)
     seeds(tmp_path / "collapse", "set", 0.99, mean=20.0)
-    assert verdicts(tmp_path / "collapse")["RigL is above SET"] == ("not tested", 0)
+    seeds(tmp_path / "collapse", "snfs", 0.99, mean=90.0)
+    found = verdicts(tmp_path / "collapse")
+    assert found["RigL is above SET"] == ("not tested", 0), "both have collapsed"
+    assert found["RigL is no worse than SNFS at a fraction of its training FLOPs"] == ("does not hold", 1), "one has"
 
 
 def test_one_cell_of_many_is_chance_and_many_of_one_direction_are_not(tmp_path: Path) -> None:
@@ -271,7 +274,7 @@ def test_equal_flops_redistribution_and_tuning_find_their_pairs(tmp_path: Path) 
 def test_the_page_has_every_claim_and_says_what_the_runs_are(tmp_path: Path) -> None:
     seeds(tmp_path, "rigl", 0.9, mean=97.0)
     seeds(tmp_path, "set", 0.9, mean=95.0)
-    page = claims_page({"digits": cells(tmp_path)}, {"digits": "scale small, lenet-300-100 on digits"})
+    page = claims_page({"digits": cells(tmp_path)}, {"digits": "scale small, lenet-300-100 on digits, 6 finished runs"})
     for question, claims in QUESTIONS.items():
         assert f"## {question}" in page
         assert all(claim.text in page for claim in claims)

@@ -83,12 +83,18 @@ CIFAR_100 = (
 
 
 def find_cifar(archives: tuple[Archive, ...], folder: Path) -> Source | None:
-    """The first of the archives that lies in `folder`, unpacked (or `folder` itself is what was unpacked) or packed."""
+    """The first of the archives that lies in `folder`, unpacked (or `folder` itself is what was unpacked) or packed.
+
+    Raises ValueError if a file is missing from what was unpacked.
+    """
     for archive in archives:
         names = [name for name, _ in (*archive.train, *archive.test)]
         for unpacked in (folder / archive.folder, folder):
             if (unpacked / names[0]).is_file():
                 files = tuple(unpacked / name for name in names)
+                missing = [path for path in files if not path.is_file()]
+                if missing:
+                    raise ValueError(f"{missing[0]} is missing: unpack {archive.name} again")
                 return Source(archive.folder, files, _reader(archive, _unpacked, unpacked))
         if (folder / archive.name).is_file():
             return Source(archive.name, (folder / archive.name,), _reader(archive, _packed, folder / archive.name))
@@ -115,8 +121,6 @@ def _reader(archive: Archive, contents: Contents, path: Path) -> Callable[[], De
 def _unpacked(archive: Archive, folder: Path) -> Iterator[tuple[str, bytes]]:
     for name, md5 in (*archive.train, *archive.test):
         path = folder / name
-        if not path.is_file():
-            raise ValueError(f"{path} is missing: unpack {archive.name} again")
         content = path.read_bytes()
         if md5 is not None and hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
             raise ValueError(f"{path} is not the published file (its MD5 is not {md5}): unpack {archive.name} again")
