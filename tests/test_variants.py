@@ -7,7 +7,7 @@ import pytest
 import torch
 from nets import batch, convnet, mlp, sgd
 from nets import train as loop
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import regrow
@@ -92,6 +92,16 @@ def test_rigl_struct_drops_and_grows_whole_channels_and_keeps_linear_layers_dens
     loop(model, optimizer, range(STEPS), each, shape=(8, 3, 8, 8))
     assert sparsifier.num_updates > 0
     assert any(not equal(first, masks) for masks in seen)
+
+
+def test_rigl_struct_leaves_transposed_convolutions_dense_whose_first_dimension_is_of_inputs() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 4, 3))
+    masks = regrow.attach(model, sgd(model), regrow.rigl_struct(sparsity=0.5, total_steps=STEPS)).masks
+    assert masks["0.weight"].flatten(1).any(dim=1).sum() == 4
+    assert masks["2.weight"].all()
+    model = nn.Sequential(nn.ConvTranspose1d(8, 4, 3))
+    with pytest.raises(ValueError, match=r"none of the layers 0\.weight is a convolution"):
+        regrow.attach(model, sgd(model), regrow.rigl_struct(sparsity=0.5, total_steps=STEPS))
 
 
 def test_rigl_struct_drops_the_smallest_filters_and_grows_the_largest_gradients() -> None:

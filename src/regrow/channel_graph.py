@@ -118,7 +118,8 @@ class ChannelGraph(fx.Interpreter):
             if root(atom) not in kept:
                 raise ValueError(
                     f"dead channels reach {operation}, and what it does with channels is not known: leave the layers "
-                    "before it out of the masks, or write it with modules of torch.nn"
+                    "before it out of the masks, or write it with what is followed (Conv1d/2d/3d, Linear and "
+                    "BatchNorm, each called once, activations, pools, sums, concatenation, flatten)"
                 )
         everyone = {root(atom) for atom in range(len(self.atoms.parents))}
         # A layer cannot be left without channels; one kept for its sake stays in others too, so look until none is.

@@ -154,14 +154,19 @@ class PerLayer:
 
 @dataclass(frozen=True)
 class Convolutions:
-    """Convolutions share the sparsity as ``distribution`` says; every other layer is dense."""
+    """Convolutions share the sparsity as ``distribution`` says; every other layer and transposed ones are dense."""
 
     distribution: Distribution
 
     def __call__(self, layers: Mapping[str, Layer], sparsity: float) -> dict[str, int]:
-        convolutions = {name: layer for name, layer in layers.items() if layer.is_convolution}
+        convolutions = {
+            name: layer for name, layer in layers.items() if layer.is_convolution and not layer.is_transposed
+        }
         if not convolutions:
-            raise ValueError(f"none of the layers {', '.join(layers)} is a convolution, and only these have channels")
+            raise ValueError(
+                f"none of the layers {', '.join(layers)} is a convolution whose weight has its outputs first, and only "
+                "these have channels to drop"
+            )
         return {name: layer.size for name, layer in layers.items()} | self.distribution(convolutions, sparsity)
 
 

@@ -9,7 +9,8 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 FOREIGN = {"transformers.pytorch_utils.Conv1D"}
 """Linear layers of other packages, by full name so that none is imported; their ``weight`` may be (in, out)."""
@@ -17,11 +18,15 @@ FOREIGN = {"transformers.pytorch_utils.Conv1D"}
 
 @dataclass(frozen=True)
 class Layer:
-    """One sparsifiable weight: its parameter name in the model, its shape, and whether a convolution owns it."""
+    """One sparsifiable weight: its parameter name in the model, its shape, and whether a convolution owns it.
+
+    A transposed convolution has its input channels in the first dimension, every other its output channels.
+    """
 
     name: str
     shape: tuple[int, ...]
     is_convolution: bool = False
+    is_transposed: bool = False
 
     @property
     def size(self) -> int:
@@ -78,7 +83,8 @@ def _known_layers(model: nn.Module) -> Iterator[tuple[Layer, nn.Parameter]]:
             shape = parameter.shape if compact is None else compact.shape
             if 0 in shape:
                 continue
-            yield Layer(name, tuple(shape), isinstance(module, CONVOLUTIONS)), parameter
+            kinds = isinstance(module, CONVOLUTIONS), isinstance(module, TRANSPOSED)
+            yield Layer(name, tuple(shape), *kinds), parameter
 
 
 def _other_matrices(model: nn.Module, known: Iterable[str]) -> Iterator[Layer]:

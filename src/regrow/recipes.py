@@ -132,7 +132,7 @@ def rigl_sm(**arguments: Unpack[DynamicArguments]) -> Algorithm:
 
 
 def rigl_struct(**arguments: Unpack[DynamicArguments]) -> Algorithm:
-    """RigL-struct: RigL whose unit is a convolution's output channel; linear layers stay dense.
+    """RigL-struct: RigL whose unit is a convolution's output channel; linear and transposed layers stay dense.
 
     A channel's scores are the sums of |w| and of |gradient| over its filter. The sparsity is that of the
     convolutions. :func:`regrow.remove_dead_channels` makes the trained net physically smaller.
