@@ -1,6 +1,7 @@
 """Errors along the line between two solutions, with batch norm's statistics taken anew; the model stays as it was."""
 
 import copy
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -46,6 +47,16 @@ def test_ends_are_evaluated_bit_for_bit() -> None:
     regrow.error_along_line(model, one, other, note, points=2)
     for found, expected in zip(seen, (one, other), strict=True):
         assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_an_end_may_be_the_state_that_the_model_holds() -> None:
+    model, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def walk(one: Mapping[str, Tensor]) -> regrow.Line:
+        return regrow.error_along_line(model, one, other.state_dict(), lambda net: float(net.weight.sum()), points=5)
+
+    assert walk(model.state_dict()) == walk(kept)
 
 
 def test_instability_against_the_mean_and_the_worst_of_the_ends() -> None:

@@ -129,7 +129,7 @@ def test_rigl_struct_costs_as_rigl_and_needs_a_convolution() -> None:
     struct, rigl = (recipe(sparsity=0.9, total_steps=1000) for recipe in (regrow.rigl_struct, regrow.rigl))
     assert regrow.train_flops(struct, 10.0, 100.0) == regrow.train_flops(rigl, 10.0, 100.0)
     model = mlp()
-    with pytest.raises(ValueError, match="is a convolution, and only these have channels"):
+    with pytest.raises(ValueError, match="is a convolution whose weight has its outputs first"):
         regrow.attach(model, sgd(model), struct)
 
 

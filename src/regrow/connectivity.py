@@ -77,6 +77,8 @@ def error_along_line(
     for solution in (one, other):
         if {name: tuple(value.shape) for name, value in solution.items()} != expected:
             raise ValueError("a solution has other names or shapes than model.state_dict(): pass states of this model")
+    # Either may be the model's own state, which the walk writes to.
+    one, other = ({name: value.clone() for name, value in solution.items()} for solution in (one, other))
     positions = tuple(number / (points - 1) for number in range(points))
     before, errors = Snapshot(model), []
     with _modes_kept(model):
