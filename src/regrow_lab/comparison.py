@@ -43,10 +43,8 @@ def comparisons(study: Mapping[str, Any], summaries: Sequence[Summary]) -> tuple
     for model, data in kinds:
         same = [summary for summary in summaries if (summary.model, summary.data) == (model, data)]
         alike = [table for table in published if table.model == model]
-        beside: Sequence[Published | None] = alike or [
-            table for table in published if table.model == published[0].model
-        ]
-        grids += [comparison(study, same, table) for table in beside or [None]]
+        beside: Sequence[Published | None] = alike or published or [None]
+        grids += [comparison(study, same, table) for table in beside]
     return tuple(grids)
 
 
@@ -130,7 +128,8 @@ def _number(mean: float | None, std: float | None, places: int) -> str:
 def _printed(value: Value | None) -> str:
     if value is None:
         return MISSING
-    return _number(value.accuracy, value.std, 1) + ("‡" if value.slip else "")
+    places = 1 if f"{value.accuracy:.2f}".endswith("0") else 2
+    return _number(value.accuracy, value.std, places) + ("‡" if value.slip else "")
 
 
 def _flops(value: Value | None) -> str:

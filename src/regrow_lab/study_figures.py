@@ -25,6 +25,7 @@ from regrow_lab.summary import Summary
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito's palette."""
 MARKERS = "os^Dv<P"
+DASHES = ("-", "--", ":", "-.")
 KINDS = {
     (None, False): "rewound to step 0",
     (None, True): "rewound to {percent:g} %",
@@ -73,24 +74,32 @@ def _rate(cell: Summary) -> float:
 
 
 def equal_flops(summaries: Sequence[Summary]) -> Figure | None:
-    """Accuracy against forward FLOPs by distribution; and against training FLOPs where training is longer."""
+    """Accuracy against forward FLOPs by distribution; and against training FLOPs where training is longer.
+
+    The colour is the distribution's in both.
+    """
     cells = [cell for cell in summaries if cell.method == "rigl" and cell.mean is not None and not cell.variant]
     if not cells:
         return None
     figure, all_axes = _panels(2)
-    single = [cell for cell in cells if cell.multiplier == 1]
-    for number, name in enumerate(dict.fromkeys(cell.distribution for cell in single)):
-        line = sorted((cell for cell in single if cell.distribution == name), key=lambda cell: cell.test_ratio)
-        _line(all_axes[0], [cell.test_ratio for cell in line], line, number, NAMES.get(str(name), str(name)))
-    all_axes[0].set_title("RigL, trained once")
+    names = list(dict.fromkeys(cell.distribution for cell in cells))
+    stretched = dict.fromkeys((cell.distribution, cell.sparsity) for cell in cells if cell.multiplier != 1)
+    once = [cell for cell in cells if (cell.distribution, cell.sparsity) not in stretched]
+    for number, name in enumerate(names):
+        line = sorted((cell for cell in once if cell.distribution == name), key=lambda cell: cell.test_ratio)
+        aside = 1.015 ** (2 * number - len(names) + 1)  # so that deviations at the same FLOPs do not cover each other
+        if line:
+            at = [aside * cell.test_ratio for cell in line]
+            _line(all_axes[0], at, line, number, NAMES.get(str(name), str(name)))
+    all_axes[0].set_title("RigL at equal forward FLOPs")
     all_axes[0].set_xlabel("forward FLOPs, relative to dense")
-    stretched = [cell for cell in cells if cell.multiplier != 1]
-    kinds = dict.fromkeys((cell.distribution, cell.sparsity) for cell in stretched)
-    for number, (name, sparsity) in enumerate(kinds):
+    sparsities = sorted({sparsity for _, sparsity in stretched})
+    for name, sparsity in stretched:
         line = [cell for cell in cells if (cell.distribution, cell.sparsity) == (name, sparsity)]
         line.sort(key=lambda cell: cell.multiplier)
         label = f"{NAMES.get(str(name), name)}, S = {sparsity:g}"
-        _line(all_axes[1], [cell.train_ratio for cell in line], line, number, label)
+        style = DASHES[sparsities.index(sparsity) % len(DASHES)]
+        _line(all_axes[1], [cell.train_ratio for cell in line], line, names.index(name), label, style=style)
     all_axes[1].set_title("RigL, trained longer")
     all_axes[1].set_xlabel("training FLOPs, relative to dense")
     for axes in all_axes:
@@ -272,12 +281,14 @@ def _panels(number: int, width: float = 4.4) -> tuple[Figure, list[Axes]]:
 
 def _line(
     axes: Axes, x: Sequence[float], line: Sequence[Summary], number: int, label: str, *, width: float = 1.4,
-    alpha: float = 1.0,
+    alpha: float = 1.0, style: str = "-",
 ) -> None:  # fmt: skip
     colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
     means, deviations = [cell.mean or 0.0 for cell in line], [cell.std or 0.0 for cell in line]
     if label:
-        axes.errorbar(x, means, deviations, color=colour, marker=marker, ms=5, lw=width, capsize=2, label=label)
+        axes.errorbar(
+            x, means, deviations, color=colour, marker=marker, ms=5, lw=width, ls=style, capsize=2, label=label
+        )
     else:
         axes.plot(x, means, color=colour, lw=width, alpha=alpha)
 
