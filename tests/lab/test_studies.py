@@ -1,5 +1,6 @@
 import dataclasses
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,11 @@ def test_a_study_says_cost_and_expected_result(name: str) -> None:
     text = STUDIES[name].__doc__ or ""
     assert "Cost:" in text
     assert "Expected" in text
+
+
+def test_the_page_of_studies_has_each() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "studies.md").read_text()
+    assert [name for name in STUDIES if f"| `{name}` |" not in page] == []
 
 
 def test_compact_storage_is_for_the_methods_that_can_and_usual_for_cifar_on_a_cpu() -> None:

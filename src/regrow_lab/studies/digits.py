@@ -10,7 +10,7 @@ SPARSITIES = (0.9, 0.95, 0.98, 0.99)
 def digits(seeds: int = 3, scale: str = "small", data: str | None = None) -> list[RunConfig]:
     """Every method, LeNet-300-100 on the 1,797 digits of scikit-learn, at sparsities .9, .95, .98 and .99.
 
-    Cost: 207 runs at 3 seeds, some 0.6 s (dense) to 1 s each on one core, the 24 RigL_2x runs twice that.
+    Cost: 207 runs at 3 seeds, 0.6 to 1 s each on one core of a good day, 1.1 to 1.6 s of another, the 24 RigL_2x twice.
 
     Expected test accuracy in percent, with ERK and at the four sparsities: dense 98.3; static 96.5, 93.4, 41, 17;
     SET 97.2, 95.4, 84, 34; SNIP 97.5, 97.2, 93.9, 83.3; RigL 97.1, 96.1, 95.1, 88.7. The standard deviation over

@@ -54,7 +54,9 @@ def figure4(seeds: int = 3, scale: str = "small", data: str | None = None) -> li
     as images, some ten minutes on CIFAR-10, on one core.
 
     Expected: at equal FLOPs uniform is above ERK (the report's section 6.1), most at small shares; FLOP-aware is ours
-    and open. Longer training helps up to and beyond the dense net's accuracy at S = .8.
+    and open. Longer training helps up to and beyond the dense net's accuracy at S = .8. Small: the three distributions
+    are within noise of each other, 97.9 to 98.6 at .05x and 99.0 to 99.1 at .35x; with all the FLOPs of the dense net
+    (99.1) RigL ends at 99.0 to 99.5.
     """
     papers = (CIFAR_10, CIFAR_100) if scale == "paper" and data is None else (CIFAR_10,)
     return [run for paper in papers for run in _figure4(setting(scale, data, paper, convolutions=True), seeds)]
