@@ -11,6 +11,7 @@ Exit code 1 if the median falls short of --at-least.
 """
 
 import argparse
+import json
 import os
 import resource
 import statistics
@@ -171,11 +172,14 @@ def compare(net: Net, options: argparse.Namespace) -> float:
     forward = regrow.count_flops(net.build(), sample).dense * options.batch
     flops = forward if options.inference else 3 * forward
     print(f"\n{'side':<26} {'ms: min – median – max':<28} {'dense GFLOP/s':>13}  compact is x faster")
+    measured = []
     for side in sides:
         times = [found[side.name] for found in rounds]
         ratios = [found[side.name] / found[compact.name] for found in rounds]
         rate = f"{flops / statistics.median(times) / 1e9:.0f}" if side.name.startswith("dense") else ""
         print(f"{side.name:<26} {spread([1e3 * t for t in times], '.2f'):<28} {rate:>13}  {spread(ratios, '.2f')}")
+        milliseconds = 1e3 * statistics.median(times)
+        measured.append({"side": side.name, "ms": milliseconds, "rate": rate, "ratio": spread(ratios, ".2f")})
     if not options.inference:
         parts = [f"{statistics.median([f[name] for f in shares]):.1f} % of {name}" for name in updating]
         print("topology updates, beyond an ordinary step: " + ", ".join(parts))
@@ -187,6 +191,8 @@ def compare(net: Net, options: argparse.Namespace) -> float:
         f"{options.threads} thread(s), torch {torch.__version__}, {len(rounds)} rounds:\n"
         f"compact {short(options.dtype)} over the best dense {short(options.over)}: {spread(best, '.2f')}"
     )
+    if options.json:
+        print(json.dumps(measured))
     return statistics.median(best)
 
 
@@ -232,6 +238,7 @@ def main() -> None:
         help="cpu: processor time, for one thread on a machine that is busy with other things",
     )
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out (it takes half a minute)")
+    parser.add_argument("--json", action="store_true", help="a last line of JSON with every side")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=25.0, help="no new round after this time")
     parser.add_argument("--only", choices=["dense", "compact"], help=argparse.SUPPRESS)
