@@ -1,6 +1,7 @@
 """The compiled engine against torch's own operations, op by op and as whole regions, in float64 unless said."""
 
 import copy
+import math
 from collections.abc import Callable
 
 import pytest
@@ -434,6 +435,21 @@ def test_dropout_drops_its_share_and_only_in_training():
     assert torch.equal(still, x)
     assert abs(float((first == 0).float().mean()) - 0.25) < 0.01
     assert torch.allclose(first[first != 0], torch.tensor(4 / 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("probability", [0.1, 0.3, 0.9])
+def test_dropout_of_one_element_says_nothing_of_another(dtype, probability):
+    plan = Plan(Program((Input(0, 16, 32, 32), Dropout(0, probability)), (1,)), [], dtype=dtype)
+    ((output,), _) = plan.forward([torch.ones(32, 16, 32, 32, dtype=plan.scalar)], [], seed=3)
+    kept = (output != 0).double().flatten(1)
+    score = (kept - (1 - probability)) / math.sqrt(probability * (1 - probability))
+    # Standard normal each, if nothing hangs together: images, their pairs, neighbouring pixels.
+    count = score.shape[1]
+    images = score.mean(dim=1) * math.sqrt(count)
+    pairs = (score @ score.T / math.sqrt(count)).fill_diagonal_(0)
+    neighbours = [(score[:, :-lag] * score[:, lag:]).sum(dim=1) / math.sqrt(count - lag) for lag in (1, 32, 1024)]
+    assert max(float(each.abs().max()) for each in (images, pairs, *neighbours)) < 5
 
 
 def test_set_pattern_and_indices():
