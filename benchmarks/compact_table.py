@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-QUICK = "--no-compile --seconds 20"
+QUICK = "--no-compile --seconds 15"
 BF16 = "--dtype bfloat16 --over float32"
 ROWS: tuple[tuple[str, float | None, float | None], ...] = (
     ("--sparsity 0.9 --seconds 25", 4.5, None),
@@ -34,6 +34,12 @@ ROWS: tuple[tuple[str, float | None, float | None], ...] = (
     (f"--sparsity 0.0 {QUICK}", 0.95, None),
     (f"--sparsity 0.0 {BF16} {QUICK}", 0.95, None),
     (f"--sparsity 0.5 {BF16} {QUICK}", 1.4, None),
+    (f"--sparsity 0.9 --dropout 0 {QUICK}", None, None),
+    (f"--sparsity 0.95 --dropout 0 {QUICK}", None, None),
+    (f"--sparsity 0.98 --dropout 0 {QUICK}", None, None),
+    (f"--sparsity 0.9 --dropout 0 {BF16} {QUICK}", None, None),
+    (f"--sparsity 0.95 --dropout 0 {BF16} {QUICK}", None, None),
+    (f"--sparsity 0.98 --dropout 0 {BF16} {QUICK}", None, None),
     ("--model resnet50-cifar --sparsity 0.9 --no-compile --seconds 40 --rounds 3", 3.5, None),
     ("--model resnet50-cifar --sparsity 0.95 --no-compile --seconds 40 --rounds 3", 5, None),
     ("--model resnet18 --sparsity 0.9 --no-compile --seconds 40 --rounds 4", 3, None),
