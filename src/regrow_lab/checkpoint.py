@@ -57,15 +57,15 @@ def _check_parts(training: Training, state: State) -> None:
             raise ValueError(f"it is of another run: {name} {value!r}, here {here[name]!r}")
     step, rows, losses, seconds = state["step"], state["rows"], state["losses"], state["seconds"]
     _expect(type(step) is int, f"its step is {step!r:.40}, a whole number was expected")
-    _expect(isinstance(rows, list), f"its rows are {rows!r:.40}, a list was expected")
+    _expect(isinstance(rows, list) and isinstance(losses, list), "its rows or losses are no list")
     _expect(
-        0 <= step <= training.total_steps and len(rows) == step // training.batches,
-        f"it stands at step {step} with {len(rows)} epochs in hand",
+        0 <= step <= training.total_steps and (len(rows), len(losses)) == divmod(step, training.batches),
+        f"it stands at step {step} with {len(rows)} epochs and {len(losses)} steps in hand",
     )
-    of_steps = training.losses[: step % training.batches]
-    _expect(_is_like(losses, of_steps), f"its losses are {_described(losses)}, {_described(of_steps)} was expected")
     for epoch, row in enumerate(rows, start=1):
         _expect(_is_row(row, epoch, epoch * training.batches), f"its metrics of epoch {epoch} are {row!r:.80}")
+    for loss in losses:
+        _expect(_is_like(loss, torch.zeros((), device=training.device)), f"a loss is {_described(loss)}")
     _expect(_is_number(seconds) and seconds >= 0, f"its seconds are {seconds!r:.40}")
     for name, tensor in training.model.state_dict().items():
         value = state["model"].get(name, tensor)

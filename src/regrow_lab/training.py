@@ -190,7 +190,7 @@ class Training:
         return {
             "config": self.config.to_dict(),
             "step": self.step,
-            "losses": self.losses[: self.step % self.batches].clone(),
+            "losses": [loss.clone() for loss in self.losses[: self.step % self.batches]],
             "rows": self.rows,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -203,7 +203,8 @@ class Training:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to where `state_dict` was taken."""
         self.step, self.rows = state["step"], state["rows"]
-        self.losses[: len(state["losses"])] = state["losses"]
+        for number, loss in enumerate(state["losses"]):
+            self.losses[number] = loss
         if state["sparsifier"] is not None:
             self._put_masks_on()
         self.model.load_state_dict(state["model"])

@@ -90,8 +90,8 @@ def test_it_goes_on_where_it_was_taken(written: Path) -> None:
     checkpoint.resume(training, written)
     losses = training.state_dict()["losses"]
     assert (training.step, len(training.rows), len(losses)) == (STEP, 1, STEP - 21)
-    assert torch.equal(losses, sealed.load(written, sealed.CHECKPOINT)["losses"])
-    assert losses.all()
+    assert losses == sealed.load(written, sealed.CHECKPOINT)["losses"]
+    assert all(losses)
 
 
 @pytest.mark.parametrize("length", [0, 1, 50, 200, 5000, -1])
@@ -158,8 +158,7 @@ def test_a_field_that_did_not_exist_then_does_not_matter(written: Path, tmp_path
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.update(step=24), r"its losses are a tensor of shape \(4,\).* \(3,\)"),
-        (lambda state: state.update(step=42), "it stands at step 42 with 1 epochs in hand"),
+        (lambda state: state.update(step=24), "it stands at step 24 with 1 epochs and 4 steps in hand"),
         (lambda state: state.update(step=-1), "it stands at step -1"),
         (lambda state: state.update(step=10**9), "it stands at step 1000000000"),
         (lambda state: state.pop("rows"), "rows"),
@@ -175,9 +174,11 @@ def test_a_field_that_did_not_exist_then_does_not_matter(written: Path, tmp_path
         (lambda state: state.update(seconds=math.nan), "its seconds are nan"),
         (lambda state: state.update(rows=["x"]), "its metrics of epoch 1 are 'x'"),
         (lambda state: state["rows"][0].update(train_loss=[1]), "its metrics of epoch 1 are"),
-        (lambda state: state.update(losses=list(state["losses"])), r"its losses are \[tensor"),
-        (lambda state: state.update(losses=torch.zeros(5)), r"its losses are a tensor of shape \(5,\)"),
-        (lambda state: state.update(losses=state["losses"].double()), "its losses are .*float64"),
+        (lambda state: state.update(losses=["x"] * len(state["losses"])), "a loss is 'x'"),
+        (
+            lambda state: state.update(losses=[torch.zeros(5)] * len(state["losses"])),
+            r"a loss is a tensor of shape \(5,\)",
+        ),
         (lambda state: state.update(sparsifier=None), "it has no masks at step 25, and this run has"),
         (lambda state: state["sparsifier"]["layers"].pop("fc1.weight"), "it lacks layer 'fc1.weight'"),
         (lambda state: state.update(random=torch.zeros(3)), "RNG state"),
