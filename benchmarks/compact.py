@@ -3,11 +3,10 @@
     python benchmarks/compact.py --model wrn-22-2 --sparsity 0.9 --distribution uniform --threads 1 \
         [--dtype float32|bfloat16] [--over float32|bfloat16] [--at-least 4.5] [--inference] [--memory]
 
-Every round takes two steps (forward, loss, backward, SGD with momentum) of each side in an order that rotates, and
-measures the second; one call
-of optimizer.step() in 100 brings an update of RigL, whose time is shared out. A round's ratio is that of the fastest
-dense side of that round, in the precision of --over (by default that of the compact side), to that of the compact side:
-min – median – max over the rounds.
+Every round takes two steps (forward, loss, backward, SGD with momentum; of small nets some more) of each side in an
+order that rotates, and measures all but the first. One call of optimizer.step() in 100 brings an update of RigL, whose
+time is shared out. A round's ratio is that of the fastest dense side of that round, in the precision of --over (by
+default that of the compact side), to that of the compact side: min – median – max over the rounds.
 Exit code 1 if the median falls short of --at-least.
 """
 

@@ -1,8 +1,8 @@
 """The table of docs/compact.md: every row is one call of benchmarks/compact.py, in a process of its own.
 
-    python benchmarks/compact_table.py [--only wrn-22-2]
+    python benchmarks/compact_table.py [--only dropout]
 
-Prints Markdown as the rows finish (half a minute each, half an hour in all; nothing else should run beside it). The
+Prints Markdown as the rows finish (under a minute each, half an hour in all; nothing else should run beside it). The
 ratio is that of the dense side with the least median time, at the same precision and, for bf16, over fp32 as well; bold
 where its median reaches what we had set ourselves.
 """
@@ -69,18 +69,12 @@ def row(arguments: str, least: float | None, least_over_fp32: float | None) -> s
     sides = json.loads(output.splitlines()[-1])
     compact = sides[-1]
     precision = compact["side"].split()[-1]
-    same, fp32 = (
-        min((side for side in sides if side["side"].startswith("dense") and side["side"].endswith(kind)), key=by_time)
-        for kind in (precision, "fp32")
-    )
+    dense_sides = sorted((side for side in sides if side["side"].startswith("dense")), key=lambda side: side["ms"])
+    same, fp32 = (next(side for side in dense_sides if side["side"].endswith(kind)) for kind in (precision, "fp32"))
     dense = f"{number(same['ms'])} ({same['side'].split()[1]}, {same['rate']})"
     over = ("", "") if precision == "fp32" else (marked(fp32["ratio"], least_over_fp32), goal(least_over_fp32))
     cells = (f"`{arguments}`", number(compact["ms"]), dense, marked(same["ratio"], least), goal(least), *over)
     return f"| {' | '.join(cells)} |"
-
-
-def by_time(side: dict[str, float]) -> float:
-    return side["ms"]
 
 
 def number(milliseconds: float) -> str:

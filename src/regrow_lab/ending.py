@@ -134,7 +134,7 @@ def wall_times(training: Training) -> dict[str, Any]:
     dense = find_model(config.model)(**training.arguments).to(device)
     if inputs.dim() == 4:
         for each in (net, dense):
-            each.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            each.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch has no type for it
 
     def training_step(model: nn.Module) -> None:
         with training.precision():

@@ -61,7 +61,7 @@ class Training:
         if weights is not None:
             self.model.load_state_dict(weights)
         if example.dim() == 4:
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch has no type for it
         self.forward = torch.compile(self.model, dynamic=False) if config.compiled else self.model
         self.replicated: torch.nn.Module | None = None
         self.optimizer = optimizer_of(config, self.model)
@@ -106,7 +106,7 @@ class Training:
         self.took_up = time.perf_counter(), self.step
         self.model.train()
         if self.replicated is None:  # not before a checkpoint is taken up, and the masks are on
-            self.replicated = ranks.replicated(self.forward, self.device)  # type: ignore[arg-type]
+            self.replicated = ranks.replicated(self.forward, self.device)  # type: ignore[arg-type]  # compiled: a module
         for batch in self.data.train.batches(order, config.batch_size, seed=config.seed, epoch=epoch, first=first):
             before_step()
             self._put_masks_on()

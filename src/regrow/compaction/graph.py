@@ -18,6 +18,7 @@ from regrow.compaction.regions import cut, listened_to
 from regrow.compaction.tracing import trace
 
 _KINDS = {*CLASSES, *CLASSES.values()}
+# Their dicts are torch's own, filled and emptied in place.
 HOOKS_ON_ALL = (
     modules._global_forward_pre_hooks,
     modules._global_forward_hooks,
@@ -85,8 +86,9 @@ class GraphForward:
             return self.original, []
         try:
             graph, regions = cut(self.module, args, kwargs, self.left_to_torch)
-        except Exception as error:
-            # Tracing runs the user's forward on stand-ins; whatever that raises, the forward itself still works.
+        except (
+            Exception
+        ) as error:  # the user's forward runs on stand-ins, and may raise anything: itself it still works
             self.failure = f"{type(error).__name__}: {error}".splitlines()[0]
             _install_in_children(self.module, self.left_to_torch)
             return self.original, []

@@ -279,7 +279,7 @@ def _work(connection: Connection, device: str, directory: Path, checkpoint_secon
             connection.send(("claimed", str(claimed)))
         except (ValueError, store.NotWrittenError) as error:
             connection.send(("failed", str(error)))
-        except Exception as error:
+        except Exception as error:  # one run may raise anything, and the others go on
             path = store.run_folder(directory, config) / "error.txt"
             path.write_text(traceback.format_exc())
             connection.send(("failed", f"{type(error).__name__}: {error} (see {path})"))

@@ -98,7 +98,7 @@ def run_tune(options: Tune) -> int:
         raise
     except WorkerError as error:
         return _failed(" ".join(str(error).split()))
-    except Exception as error:
+    except Exception as error:  # a database may raise anything
         return _failed(in_a_line(error, told.directory))
     code = _report(told)
     searches, processes = _counted(len(wanted), "search", "es"), _counted(len(pool.devices()), "worker")

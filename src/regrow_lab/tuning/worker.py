@@ -68,7 +68,7 @@ def work(connection: Connection, options: Search, problems: Sequence[Problem]) -
             worker.run_with_patience()
     except store.StoppedError:
         os._exit(143)
-    except Exception as error:
+    except Exception as error:  # whatever ended this process, the parent shall say it
         with suppress(OSError):  # then the parent has ended
             connection.send(("error", in_a_line(error, options.directory)))
 
@@ -105,7 +105,7 @@ class Worker:
                 return self._run(study)
             except (store.StoppedError, SearchError):
                 raise
-            except Exception as error:
+            except Exception as error:  # a database may raise anything; what is not its own is raised again
                 if not isinstance(error, UnreachableError) and database_error(error) is None:
                     options.check_folder()
                     if study is not None:
