@@ -143,7 +143,7 @@ QUESTIONS: Mapping[str, tuple[Claim, ...]] = {
               versus(_keys("rigl", "erk", multiplier=2), _keys("dense")), "no worse"),
         Claim("RigL_3x (ERK) is no worse than iterative pruning",
               versus(_keys("rigl", "erk", multiplier=3), _keys("pruning")), "no worse"),
-        Claim("RigL with all the FLOPs of dense training is no worse than the dense net (the notes)",
+        Claim("RigL with all the FLOPs of dense training is no worse than the dense net (not in the report)",
               same_training(), "no worse"),
     ),
     "2. Is RigL sensitive to its two hyperparameters, or to the learning rate?": (
@@ -192,7 +192,7 @@ QUESTIONS: Mapping[str, tuple[Claim, ...]] = {
               "no worse"),
         Claim("an IMP ticket is above its shuffled masks",
               versus(_keys("imp", variant="rewind=0.0"), _keys("imp", variant="rewind=0.0, start=shuffled"))),
-        Claim("SNIP's masks are above random ones (the notes)", versus(_keys("snip"), _keys("static", *BOTH))),
+        Claim("SNIP's masks are above random ones (not in the report)", versus(_keys("snip"), _keys("static", *BOTH))),
         Claim("on text RigL is above SET, the worst of the dynamic methods (the original's figure)",
               versus(_keys("rigl", "uniform"), _keys("set", "uniform"), model="char-gru")),
         Claim("on text pruning is above RigL (the original's figure)",

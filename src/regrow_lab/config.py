@@ -102,7 +102,7 @@ class RunConfig:
     precision: str = "float32"
     """float32, or bf16: autocast of the forward pass."""
     dropout: float = 0.3
-    """Probability of dropout in a wide residual net; other nets have none. On a CPU it costs a third of the time."""
+    """Probability of dropout in a wide residual net; other nets have none. Of a dense fp32 step it is 15 %."""
     storage: Literal["dense", "compact"] = "dense"
     """dense: weights with zeros and masks. compact: only alive weights exist, and the sparse engine runs them (CPU)."""
     compiled: bool = False

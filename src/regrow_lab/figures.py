@@ -7,14 +7,16 @@ and no global state is touched.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from regrow_lab.accuracy_axis import DENSE, accuracy_axis, by_error, dense_label, whiskers
 from regrow_lab.summary import NAMES, Summary
 
 STYLE = {
@@ -32,6 +34,12 @@ STYLE = {
 }
 """Colour (of Okabe and Ito, and Paul Tol: colour-blind eyes tell them apart too) and marker of a method."""
 OTHER = ("#6a3d9a", "h")
+DASHES = ("-", "--", ":", "-.")
+"""Of the lines in a panel that have a method in common, in their order."""
+WIDE_LABEL = 17
+"""Letters of a label beyond which a legend has one column."""
+LETTER = 0.075
+"""Inches that a letter takes."""
 FOOT = 0.02
 """Height in the axes where diverged runs are marked."""
 
@@ -49,19 +57,20 @@ def accuracy_against_sparsity(summaries: Sequence[Summary]) -> Figure | None:
     if not panels:
         return None
     sparsities = sorted({cell.sparsity for line in _lines(summaries) for cell in line})
-    figure, all_axes = _figure(len(panels), width=3.9)
+    longest = max(len(line[0].label) for _, lines in panels for line in lines)
+    figure, all_axes = _figure(len(panels), width=3.9 + LETTER * max(0, longest - 14))
     for axes, (title, lines) in zip(all_axes, panels, strict=True):
         axes.set_title(title)
         axes.set_xlabel("sparsity")
         axes.set_xticks(range(len(sparsities)), [f"{sparsity:g}" for sparsity in sparsities])
         axes.set_xlim(-0.4, len(sparsities) - 0.6)
-        accuracy_axis(axes, summaries)
-        labels = []
-        for i, line in enumerate(lines):
+        nets = accuracy_axis(axes, summaries)
+        labels = [(dense_label(net), DENSE, net.mean, len(sparsities) - 0.6) for net in nets]
+        for i, (line, dashes) in enumerate(zip(lines, _dashes(lines), strict=True)):
             aside = 0.05 * (i - (len(lines) - 1) / 2)
             x = [sparsities.index(cell.sparsity) + aside for cell in line]
-            _draw(axes, line, x)
-            labels.append((line[-1], x[-1]))
+            _draw(axes, line, x, dashes)
+            labels.append((line[-1].label, STYLE.get(line[-1].method, OTHER)[0], line[-1].mean, x[-1]))
         _label_ends(axes, labels)
     _finish(figure, all_axes, summaries)
     return figure
@@ -75,24 +84,28 @@ def accuracy_against_flops(summaries: Sequence[Summary]) -> Figure | None:
     panels = _panels(summaries)
     if not panels:
         return None
-    figure, all_axes = _figure(len(panels), width=3.8)
+    rows = max(len(lines) for _, lines in panels) + 1
+    longest = max(len(line[0].label) for _, lines in panels for line in lines)
+    columns = 1 if longest > WIDE_LABEL else 2
+    figure, all_axes = _figure(len(panels), width=3.8, legend=math.ceil(rows / columns))
     ratios = [cell.train_ratio for line in _lines(summaries) for cell in line]
     for axes, (title, lines) in zip(all_axes, panels, strict=True):
         axes.set_title(title)
         axes.set_xlabel("training FLOPs, relative to the dense net")
         axes.set_xscale("log")
         axes.set_xlim(min(ratios) / 1.2, max(*ratios, 1.0) * 1.2)
-        axes.xaxis.set_major_locator(FixedLocator([0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0]))
+        axes.xaxis.set_major_locator(FixedLocator(_ratio_ticks(*axes.get_xlim())))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}x"))
         accuracy_axis(axes, summaries)
         for line in _lines(summaries):
             if line not in lines:
                 axes.plot([cell.train_ratio for cell in line], _means(line), color="#dddddd", lw=1, zorder=1)
-        for line in lines:
-            _draw(axes, line, [cell.train_ratio for cell in line])
-        axes.legend(loc="lower right", fontsize=8, framealpha=1, edgecolor="none", borderaxespad=0.8)
-    _finish(figure, all_axes, summaries)
+        for line, dashes in zip(lines, _dashes(lines), strict=True):
+            _draw(axes, line, [cell.train_ratio for cell in line], dashes)
+        # Below the panel: inside, some point or bar is always under it.
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), fontsize=8, frameon=False, ncols=columns)
+    _finish(figure, all_axes, summaries, *(["Grey: the rows of the other panels."] if len(panels) > 1 else []))
     return figure
 
 
@@ -104,15 +117,16 @@ def layer_densities(summaries: Sequence[Summary]) -> Figure | None:
     sparsities = sorted({cell.sparsity for line in shown.values() for cell in line})
     lowest = min(density for line in shown.values() for cell in line for density in cell.layer_densities.values())
     layers = list(dict.fromkeys(layer for line in shown.values() for cell in line for layer in cell.layer_densities))
-    figure, all_axes = _figure(len(sparsities), width=max(2.9, 0.16 * len(layers) + 1))
+    width = max(2.9, 0.16 * len(layers) + 1)
+    figure, all_axes = _figure(len(sparsities), width=width)
     for axes, sparsity in zip(all_axes, sparsities, strict=True):
         axes.set_title(f"S = {sparsity:g}")
         axes.set_yscale("log")
         axes.set_ylim(lowest / 1.5, 1.3)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda density, _: f"{density:g}"))
         names = [layer.removesuffix(".weight") for layer in layers]
-        many = len(layers) > 6
-        axes.set_xticks(range(len(layers)), names, rotation=90 if many else 0, fontsize=6 if many else 9)
+        many = len(layers) > 6 or LETTER * max(map(len, names)) * len(layers) > width
+        axes.set_xticks(range(len(layers)), names, rotation=90 if many else 0, fontsize=6 if len(layers) > 6 else 9)
         axes.grid(True, axis="y", color="#eeeeee")
         for i, (label, line) in enumerate(shown.items()):
             for cell in line:
@@ -178,23 +192,36 @@ def _panels(summaries: Sequence[Summary]) -> list[tuple[str, list[Line]]]:
     return [(title, lines) for title, lines in panels.items() if lines]
 
 
-def _figure(panels: int, width: float) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(width * panels + 0.4, 4.4), layout="constrained")
+def _figure(panels: int, width: float, legend: int = 0) -> tuple[Figure, list[Axes]]:
+    """Panels side by side, with room for legends of so many lines below them."""
+    figure = Figure(figsize=(width * panels + 0.4, 4.4 + 0.17 * legend), layout="constrained")
     all_axes = list(np.atleast_1d(figure.subplots(1, panels, sharey=True)))
     for axes in all_axes:
         axes.spines[["top", "right"]].set_visible(False)
     return figure, all_axes
 
 
-def _draw(axes: Axes, line: Line, x: Sequence[float]) -> None:
+def _dashes(lines: Sequence[Line]) -> list[str]:
+    """How each line of a panel is drawn: those of one method have its colour, and differ in this."""
+    methods = [line[0].method for line in lines]
+    return [DASHES[methods[:number].count(method) % len(DASHES)] for number, method in enumerate(methods)]
+
+
+def _ratio_ticks(lowest: float, highest: float) -> list[float]:
+    """Round ratios for a logarithmic axis, about a factor of two apart; closer where it spans less than a decade."""
+    decades = (0.001, 0.01, 0.1, 1.0, 10.0)
+    steps = (1, 2, 5) if highest / lowest > 10 else (1, 1.5, 2, 3, 5, 7)
+    return [round(decade * step, 4) for decade in decades for step in steps]
+
+
+def _draw(axes: Axes, line: Line, x: Sequence[float], dashes: str) -> None:
     """One line with its error bars; a hollow marker where seeds diverged, a cross at the foot of the axes for them."""
     colour, marker = STYLE.get(line[0].method, OTHER)
-    dashed = "--" if line[0].multiplier > 1 and line[0].distribution == "uniform" else "-"
-    axes.plot(x, _means(line), dashed, color=colour, marker=marker, ms=5, lw=1.4, label=line[0].label)
+    axes.plot(x, _means(line), dashes, color=colour, marker=marker, ms=5, lw=1.4, label=line[0].label)
     axes.errorbar(
         x,
         _means(line),
-        np.transpose([_whiskers(cell) for cell in line]),
+        np.transpose([whiskers(cell) for cell in line]),
         color=colour,
         ls="none",
         elinewidth=0.8,
@@ -207,110 +234,61 @@ def _draw(axes: Axes, line: Line, x: Sequence[float]) -> None:
             axes.plot([at], [FOOT], "x", ms=7, mew=2, color=colour, transform=axes.get_xaxis_transform(), zorder=5)
 
 
-def _whiskers(cell: Summary) -> tuple[float, float]:
-    """How far the error bar goes down and up: the deviation; where that is beyond 0 or 100, to the seed at that end."""
-    if cell.mean is None or cell.std is None or cell.min is None or cell.max is None:
-        return 0.0, 0.0
-    down = cell.std if cell.mean >= cell.std else cell.mean - cell.min
-    up = cell.std if cell.mean + cell.std <= 100 else cell.max - cell.mean
-    return down, up
-
-
 def _means(line: Line) -> NDArray[np.float64]:
     """Mean accuracies; a gap in the line (nan) where every seed diverged."""
     return np.array([cell.mean for cell in line], dtype=np.float64)
 
 
-def _by_error(accuracy: ArrayLike) -> NDArray[np.float64]:
-    """Place of an accuracy in percent on the axis: minus the logarithm of the error, which counts as .1 at least."""
-    return -np.log(np.maximum(100 - np.asarray(accuracy, dtype=np.float64), 0.1))
+def _label_ends(axes: Axes, ends: Sequence[tuple[str, str, float | None, float]]) -> None:
+    """The name of each line beside its last point, in its colour, moved apart where names would overlap.
 
-
-def accuracy_scale(axes: Axes, summaries: Sequence[Summary]) -> None:
-    """The same accuracy axis for every panel: wide enough for all cells, spaced by the log of the error."""
-    places = _by_error([summary.mean for summary in summaries if summary.mean is not None] or [0.0, 99.0])
-    margin = 0.1 * (places.max() - places.min()) + 0.05
-    bottom, top = places.min() - margin, places.max() + margin
-    axes.set_yscale("function", functions=(_by_error, lambda place: 100 - np.exp(-np.asarray(place))))
-    axes.set_ylim(*(100 - np.exp([-bottom, -top])))
-    axes.yaxis.set_major_locator(FixedLocator(_ticks(float(bottom), float(top))))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda accuracy, _: f"{accuracy:g}"))
-    axes.grid(True, axis="y", color="#eeeeee")
-
-
-def accuracy_axis(axes: Axes, summaries: Sequence[Summary]) -> None:
-    """The accuracy's scale, and the dense net as a line across."""
-    accuracy_scale(axes, summaries)
-    for summary in summaries:
-        if summary.method == "dense" and summary.mean is not None:
-            axes.axhline(summary.mean, color="#333333", lw=1, ls=(0, (4, 3)), zorder=1)
-            axes.annotate(
-                f"{summary.label} {summary.mean:.1f}",
-                (0.99, summary.mean),
-                xycoords=axes.get_yaxis_transform(),
-                xytext=(0, 3),
-                textcoords="offset points",
-                ha="right",
-                fontsize=8,
-                color="#333333",
-            )
-
-
-def _ticks(bottom: float, top: float) -> list[float]:
-    """Round accuracies between two places on the axis that keep a distance from each other, the roundest first."""
-    candidates = [*range(0, 100, 10), 95, 98, 99, 97, *range(5, 100, 10), *range(100), *np.arange(90, 100, 0.5)]
-    ticks: dict[float, float] = {}
-    for accuracy in candidates:
-        place = float(_by_error(accuracy))
-        if bottom <= place <= top and all(abs(place - other) > (top - bottom) / 14 for other in ticks.values()):
-            ticks[float(accuracy)] = place
-    return sorted(ticks)
-
-
-def _label_ends(axes: Axes, ends: Sequence[tuple[Summary, float]]) -> None:
-    """The name of each line beside its last point, in its colour, moved apart where names would overlap."""
-    bottom, top = _by_error(axes.get_ylim())
-    ends = sorted(ends, key=lambda end: -1.0 if end[0].mean is None else end[0].mean)
-    wanted = [
-        FOOT if cell.mean is None else float((_by_error(cell.mean) - bottom) / (top - bottom)) for cell, _ in ends
-    ]
-    for (cell, x), place, height in zip(ends, _apart(wanted, 0.058), wanted, strict=True):
+    An end is name, colour, accuracy (None: all seeds diverged) and x.
+    """
+    bottom, top = by_error(axes.get_ylim())
+    ends = sorted(ends, key=lambda end: -1.0 if end[2] is None else end[2])
+    wanted = [FOOT if mean is None else float((by_error(mean) - bottom) / (top - bottom)) for _, _, mean, _ in ends]
+    for (name, colour, _, x), place, height in zip(ends, _apart(wanted, 0.058), wanted, strict=True):
         axes.annotate(
-            cell.label,
+            name,
             (x, height),
             xycoords=axes.get_xaxis_transform(),
             xytext=(1.04, place),
             textcoords="axes fraction",
             va="center",
             fontsize=9,
-            color=STYLE.get(cell.method, OTHER)[0],
+            color=colour,
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "#bbbbbb", "shrinkA": 1, "shrinkB": 4},
-        )
+            arrowprops={
+                "arrowstyle": "-", "lw": 0.5, "color": "#bbbbbb", "shrinkA": 1, "shrinkB": 4, "relpos": (0, 0.5)
+            },
+        )  # fmt: skip
 
 
 def _apart(places: Sequence[float], gap: float) -> list[float]:
-    """Ascending `places` in [0, 1], moved as little as keeps them `gap` apart, first up and then down from 1.
+    """Ascending `places` in [0, 1], moved to be `gap` apart: those that would overlap, around their mean.
 
-    >>> _apart([0.1, 0.1, 0.95, 0.98], 0.1)
-    [0.1, 0.2, 0.9, 1.0]
+    >>> [round(place, 2) for place in _apart([0.5, 0.5, 0.95, 0.98], 0.1)]
+    [0.45, 0.55, 0.9, 1.0]
     """
-    moved: list[float] = []
+    groups: list[tuple[float, int]] = []  # the lowest place of each, and how many stand above each other in it
     for place in places:
-        moved.append(max(place, moved[-1] + gap) if moved else place)
-    ceiling = 1.0
-    for i in reversed(range(len(moved))):
-        moved[i] = min(moved[i], ceiling)
-        ceiling = moved[i] - gap
-    return moved
+        lowest, number = place, 1
+        while True:
+            lowest = max(0.0, min(lowest, 1.0 - gap * (number - 1)))
+            if not groups or groups[-1][0] + gap * groups[-1][1] <= lowest:
+                break
+            below, count = groups.pop()
+            lowest = (below * count + (lowest - gap * count) * number) / (count + number)
+            number += count
+        groups.append((lowest, number))
+    return [lowest + gap * i for lowest, number in groups for i in range(number)]
 
 
-def _finish(figure: Figure, all_axes: Sequence[Axes], summaries: Sequence[Summary]) -> None:
+def _finish(figure: Figure, all_axes: Sequence[Axes], summaries: Sequence[Summary], *more: str) -> None:
     all_axes[0].set_ylabel("test accuracy [%], spaced by the log of the error")
     notes = []
     if any(summary.std for summary in summaries):
         notes.append("Error bars: standard deviation over seeds.")
     if any(summary.diverged for summary in summaries):
         notes.append("Cross at the foot: seeds that diverged, in no mean (hollow marker: the mean of the others).")
-    figure.supxlabel(" ".join(notes), fontsize=8, color="#555555")
+    figure.supxlabel(" ".join([*notes, *more]), fontsize=8, color="#555555")

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from scipy.special import stdtrit
+
 from regrow_lab.summary import Summary
 
-QUANTILES = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
-"""Student's t at 97.5 %, for 1 to 10 degrees of freedom."""
 COLLAPSED = 0.5
 """Two cells that are both below this share of the dense net's accuracy tell nothing of an order."""
 
@@ -51,12 +51,12 @@ class Pair:
 
 
 def quantile(freedom: float) -> float:
-    """Student's t at 97.5 %, for whole degrees of freedom, rounded down.
+    """Student's t at 97.5 %, for any number of degrees of freedom.
 
-    >>> quantile(4.9), round(quantile(20), 1)
-    (2.78, 2.1)
+    >>> round(quantile(4), 3), round(quantile(4.9), 3)
+    (2.776, 2.586)
     """
-    return QUANTILES[max(1, int(freedom)) - 1] if freedom < len(QUANTILES) + 1 else 1.96 + 2.8 / freedom
+    return float(stdtrit(freedom, 0.975))
 
 
 Cells = Sequence[Summary]

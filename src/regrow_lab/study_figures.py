@@ -11,12 +11,14 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from regrow_lab.figures import OTHER, STYLE, accuracy_axis, accuracy_scale
+from regrow_lab.accuracy_axis import accuracy_axis, accuracy_scale, whiskers
+from regrow_lab.figures import DASHES, OTHER, STYLE
 from regrow_lab.grids import Grid
 from regrow_lab.store import StoredRun
 from regrow_lab.summary import NAMES as METHODS
@@ -25,7 +27,6 @@ from regrow_lab.summary import Summary
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito's palette."""
 MARKERS = "os^Dv<P"
-DASHES = ("-", "--", ":", "-.")
 KINDS = {
     (None, False): "rewound to step 0",
     (None, True): "rewound to {percent:g} %",
@@ -284,11 +285,10 @@ def _line(
     alpha: float = 1.0, style: str = "-",
 ) -> None:  # fmt: skip
     colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-    means, deviations = [cell.mean or 0.0 for cell in line], [cell.std or 0.0 for cell in line]
+    means = [cell.mean or 0.0 for cell in line]
     if label:
-        axes.errorbar(
-            x, means, deviations, color=colour, marker=marker, ms=5, lw=width, ls=style, capsize=2, label=label
-        )
+        bars = np.transpose([whiskers(cell) for cell in line])
+        axes.errorbar(x, means, bars, color=colour, marker=marker, ms=5, lw=width, ls=style, capsize=2, label=label)
     else:
         axes.plot(x, means, color=colour, lw=width, alpha=alpha)
 

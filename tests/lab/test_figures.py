@@ -63,9 +63,9 @@ def test_accuracy_against_sparsity_has_every_method_in_its_panel(study: tuple[Su
     figure = drawn(accuracy_against_sparsity(study))
     assert [axes.get_title() for axes in figure.axes] == PANELS
     assert [set(lines(axes)) for axes in figure.axes] == [
-        {"SET", "RigL", "SNFS"},
-        {"SET (ERK)", "RigL (ERK)", "SNFS (ERK)"},
-        {"Small Dense", "SNIP", "RigL_2x", "RigL_2x (ERK)", "Pruning"},
+        {"SET", "RigL", "SNFS", "Dense 98.0"},
+        {"SET (ERK)", "RigL (ERK)", "SNFS (ERK)", "Dense 98.0"},
+        {"Small Dense", "SNIP", "RigL_2x", "RigL_2x (ERK)", "Pruning", "Dense 98.0"},
     ]
     for axes in figure.axes:
         assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.9", "0.99"]

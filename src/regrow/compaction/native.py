@@ -24,7 +24,8 @@ def unavailable_reason() -> str | None:
         return None
     return (
         f"regrow was installed without its compiled engine ({_found()}). "
-        "Install a C++ compiler (g++ or clang++) and reinstall regrow from source: pip install --force-reinstall regrow"
+        "Install a C++ compiler (g++ or clang++) and reinstall from the sources, in their folder: "
+        "pip install --force-reinstall --no-deps ."
     )
 
 

@@ -76,7 +76,7 @@ class Slurm:
         try:
             import submitit  # noqa: F401
         except ImportError:
-            raise ValueError("SLURM needs submitit: pip install 'regrow[slurm]'") from None
+            raise ValueError("SLURM needs submitit: pip install submitit") from None
         for name in ("jobs", "cpus", "minutes"):
             if getattr(self.resources, name) < 1:
                 raise ValueError(f"slurm.{name} must be 1 or more, given {getattr(self.resources, name)}")

@@ -42,7 +42,7 @@ def open_storage(url: str | None, directory: Path, heartbeat_seconds: int) -> Ba
         from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
         from sqlalchemy.pool import NullPool
     except ImportError:
-        raise ValueError("PostgreSQL needs psycopg: pip install 'regrow[postgres]'") from None
+        raise ValueError("PostgreSQL needs psycopg: pip install 'psycopg[binary]'") from None
     try:
         address = make_url(url)
     except (ArgumentError, ValueError):
