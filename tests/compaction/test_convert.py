@@ -1,5 +1,6 @@
 """Trained sparse nets made compact, back, as sparse tensors, and on disk; damaged files are refused."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,46 @@ def test_masks_that_do_not_fit_are_refused(masks: dict[str, Tensor], words: str)
     with pytest.raises(ValueError, match=words):
         regrow.compact(model, good | masks)
     assert not any(isinstance(module, CompactLayer) for module in model.modules())
+
+
+def test_masks_of_other_types_mean_what_is_not_zero(runs_engine: None) -> None:
+    images = torch.randn(3, 3, 9, 9)
+    expected = None
+    for dtype in (torch.bool, torch.float32, torch.int64, torch.uint8):
+        model, masks = sparse(convnet())
+        regrow.compact(model, {name: mask.to(dtype) for name, mask in masks.items()})
+        outputs = model(images)
+        expected = outputs if expected is None else expected
+        assert torch.equal(outputs, expected)
+
+
+def test_a_state_that_does_not_fit_the_pattern_is_refused() -> None:
+    model, masks = sparse(mlp())
+    regrow.compact(model, masks)
+    before = copy.deepcopy(model.state_dict())
+    model.load_state_dict(before)
+    with pytest.raises(RuntimeError, match="weights that are not 0 where this compact layer has none"):
+        model.load_state_dict(mlp().state_dict())
+    assert torch.equal(model.state_dict()["0.weight"], before["0.weight"])
+
+
+def test_a_replaced_parameter_is_what_is_saved(runs_engine: None) -> None:
+    model, masks = sparse(mlp())
+    regrow.compact(model, masks)
+    before = model.state_dict()["0.weight"].clone()
+    model[0].weight = nn.Parameter(2 * model[0].weight.detach())
+    assert torch.equal(model.state_dict()["0.weight"], 2 * before)
+    assert torch.equal(regrow.sparse_tensors(model)["0.weight"].to_dense(), 2 * before)
+    assert torch.equal(regrow.to_dense(model).state_dict()["0.weight"], 2 * before)
+
+
+def test_what_is_made_compact_in_inference_mode_can_be_trained(runs_engine: None) -> None:
+    model, masks = sparse(mlp())
+    with torch.inference_mode():
+        regrow.compact(model, masks)
+        model(torch.randn(4, 12))
+    model(torch.randn(4, 12)).sum().backward()
+    assert model[0].weight.grad is not None
 
 
 def test_sparse_tensors() -> None:
@@ -225,10 +266,14 @@ def test_cut_off_files_are_refused(tmp_path: Path) -> None:
         regrow.save_compact(mlp(), path)
 
 
-def test_an_attached_model_is_refused() -> None:
+def test_an_attached_model_is_refused(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(8, 8))
     sparsifier = regrow.attach(model, torch.optim.SGD(model.parameters(), 0.1), regrow.static(sparsity=0.8))
-    with pytest.raises(ValueError, match=r"a sparsifier is attached to this model: call its detach\(\) first"):
-        regrow.compact(model)
+    regrow.save_compact(regrow.compact(nn.Sequential(nn.Linear(8, 8)), {"0.weight": torch.eye(8)}), tmp_path / "net")
+    before = copy.deepcopy(model.state_dict())
+    for make in (regrow.compact, lambda model: regrow.load_compact(model, tmp_path / "net")):
+        with pytest.raises(ValueError, match=r"a sparsifier is attached to this model: call its detach\(\) first"):
+            make(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     sparsifier.detach()
     assert regrow.compact(model)[0].weight.dim() == 1

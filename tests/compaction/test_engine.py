@@ -344,6 +344,22 @@ BRANCHES = [
     Add(15, 6),
 ]
 
+CELL = [  # one norm seen in four ways, one of them three times
+    Input(0, 4, 6, 6),
+    Convolution(0, 0, None, (1, 1), (1, 1)),
+    BatchNorm(1, 0),
+    Relu(2),
+    Convolution(3, 1, None, (1, 1), (1, 1)),
+    Relu(2),
+    Convolution(5, 2, None),
+    Relu(2),
+    Convolution(7, 3, None, (1, 1), (1, 1)),
+    Add(4, 6),
+    Add(9, 8),
+    Add(10, 2),
+    BatchNorm(11, 1),
+]
+
 REGIONS = {
     "pre-activation": (PRE_ACTIVATION, [9], [(10, 6, 3, 3), (10, 10, 3, 3), (10, 6, 1, 1)], [6, 10]),
     "post-activation": (
@@ -355,6 +371,7 @@ REGIONS = {
     "mlp": (MLP, [6], [(17, 30), (9, 17), (3, 9)], [17]),
     "pools": (POOLS, [8], [(6, 5, 3, 3), (4, 6 * 4 * 3)], [6]),
     "branches": (BRANCHES, [16, 9, 3], [(4, 4, 3, 3), (4, 4, 3, 3)], [4, 4, 4]),
+    "cell": (CELL, [12], [(6, 4, 3, 3), (6, 6, 3, 3), (6, 6, 1, 1), (6, 6, 3, 3)], [6, 6]),
 }
 
 
@@ -474,6 +491,34 @@ def test_a_pattern_set_after_the_pass_is_refused():
     plan.set_pattern(0, torch.arange(4 * 6 * 9))
     with pytest.raises(ValueError, match="pattern was set"):
         plan.backward(saved, outputs)
+
+
+def test_weights_of_another_size_after_the_pass_are_refused():
+    case = convolution_case(4, 6, 5, 5, (3, 3), (1, 1), (1, 1), (1, 1), 0.5, False)
+    plan = case.plan(torch.float64)
+    values = [w.flatten()[i] for w, i in case.pairs]
+    outputs, saved = plan.forward(case.inputs(2), values)
+    values[0].data = values[0].data[:3].clone()
+    with pytest.raises(ValueError, match="pattern was set"):
+        plan.backward(saved, outputs)
+
+
+@pytest.mark.parametrize(
+    ("operations", "shapes", "words"),
+    [
+        (
+            [Input(0, 8, 1, 1), Convolution(0, 0, None), Convolution(0, 1, 0)],
+            [(4, 8), (3, 8)],
+            "not read by any output",
+        ),
+        ([Input(0, 1, 4, 22_000), Convolution(0, 0, None, (1, 1), (1, 1))], [(2, 1, 3, 3)], "more than 65,536 lines"),
+        ([Input(0, 1, 1, 70_000), Convolution(0, 0, None, (1, 1), (0, 4))], [(2, 1, 1, 9)], "more than 65,536 lines"),
+    ],
+)
+def test_what_it_cannot_run_it_refuses_when_the_plan_is_made(operations, shapes, words):
+    weights = [SparseWeight(shape, torch.arange(math.prod(shape))) for shape in shapes]
+    with pytest.raises(UnsupportedProgramError, match=words):
+        Plan(Program(tuple(operations), (1,)), weights)
 
 
 def test_index_memory_is_small():

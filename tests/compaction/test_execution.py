@@ -153,6 +153,61 @@ def test_what_the_engine_does_not_take_runs_on_torch() -> None:
     torch.testing.assert_close(model(x), dense(x))
 
 
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int64, torch.float64, torch.bfloat16])
+def test_inputs_that_torch_refuses_are_refused(kind: torch.dtype) -> None:
+    for model in pair(mlp()):
+        with pytest.raises(RuntimeError, match="dtype"):
+            model(torch.ones(4, 12).to(kind))
+
+
+def test_images_of_five_dimensions_are_refused() -> None:
+    for model in pair(nn.Sequential(nn.Conv2d(3, 4, 3))):
+        for module in (model, model[0]):
+            with pytest.raises(RuntimeError, match=r"3-?D .*4-?D"):
+                module(torch.randn(2, 2, 3, 6, 6))
+
+
+class _Unread(nn.Module):
+    """Computes something that it does not use, with a layer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.aside, self.head = nn.Linear(12, 16), nn.Linear(16, 8), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = nn.functional.relu(self.first(x))
+        self.aside(h)
+        return self.head(h)
+
+
+def test_what_no_output_needs_has_no_gradient() -> None:
+    for model in pair(_Unread()):
+        model(torch.randn(5, 12)).sum().backward()
+        assert model.aside.weight.grad is None
+        assert model.aside.bias.grad is None
+        assert model.head.weight.grad is not None
+
+
+def test_one_model_in_several_precisions_after_each_other() -> None:
+    dense, model = pair(mlp())
+    x = torch.randn(4, 12)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(x)
+    for each in (dense, model):
+        each.bfloat16()
+    assert torch.equal(model(x.bfloat16()), dense(x.bfloat16()))
+
+
+def test_hooks_on_saved_tensors() -> None:
+    _, model = pair(mlp())
+    with torch.autograd.graph.save_on_cpu():
+        model(torch.randn(4, 12)).sum().backward()
+    with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda tensor: tensor):
+        loss = model(torch.randn(4, 12)).sum()
+    with pytest.raises(RuntimeError, match="gave the compact engine another tensor"):
+        loss.backward()
+
+
 def test_activations_are_freed_by_backward() -> None:
     _, model = pair(mlp())
     x = torch.randn(4, 12)

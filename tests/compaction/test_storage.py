@@ -237,6 +237,78 @@ def test_gradients_thrown_away_before_an_update_do_not_count() -> None:
     assert equal(*states)
 
 
+def _attack(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    inputs = inputs.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(model(inputs), targets), inputs)
+    return (inputs + 0.3 * gradient.sign()).detach()
+
+
+def _saliency(model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
+    nn.functional.cross_entropy(model(inputs), targets).backward()
+    _attack(model, 2 * inputs, targets)
+
+
+def _adversarial(model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
+    for part in (inputs, -inputs):
+        nn.functional.cross_entropy(model(_attack(model, part, targets)), targets).backward()
+
+
+def _frozen_later(model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
+    nn.functional.cross_entropy(model(inputs), targets).backward()
+    model.requires_grad_(False)
+    model(inputs.clone().requires_grad_()).sum().backward()
+    model.requires_grad_(True)
+
+
+def _last_layer_alone(model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
+    nn.functional.cross_entropy(model(inputs), targets).backward()
+    nn.functional.cross_entropy(model(-inputs), targets).backward(inputs=[list(model.parameters())[-1]])
+
+
+def _filled_by_hand(model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
+    parameters = list(model.parameters())
+    losses = (nn.functional.cross_entropy(model(x), targets) for x in (inputs, -inputs))
+    found = [torch.autograd.grad(loss, parameters) for loss in losses]
+    for parameter, one, other in zip(parameters, *found, strict=True):
+        parameter.grad = one + other
+
+
+@pytest.mark.parametrize("backward", [_saliency, _adversarial, _frozen_later, _last_layer_alone, _filled_by_hand])
+def test_only_gradients_that_reach_the_parameters_count(backward: Callable[..., None]) -> None:
+    states = []
+    for storage in ("dense", "compact"):
+        model, optimizer, sparsifier = attached(storage)
+        for step in range(12):
+            backward(model, *batch(step))
+            optimizer.step()
+            optimizer.zero_grad()
+        assert sparsifier.num_updates == 2
+        states.append((model.state_dict(), sparsifier.masks))
+    assert equal(*states)
+
+
+@pytest.mark.parametrize("recipe", ["rigl", "rigl-sg"])
+def test_a_backward_pass_from_before_an_update_is_refused(recipe: str) -> None:
+    model, optimizer, sparsifier = attached("compact", recipe)
+    while not sparsifier.num_updates:
+        kept = model(batch(0)[0]).sum()
+        train(model, optimizer, range(1))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        kept.backward()
+
+
+def test_a_copy_made_when_an_update_is_due_collects_nothing() -> None:
+    model, optimizer, _ = attached("compact")
+    train(model, optimizer, range(5))
+    nn.functional.cross_entropy(model(batch(5)[0]), batch(5)[1]).backward()
+    found = [
+        [module.compact.dense_gradient for module in each.modules() if isinstance(module, CompactLayer)]
+        for each in (model, copy.deepcopy(model))
+    ]
+    assert all(found[0])
+    assert found[1] == [None, None, None]
+
+
 def test_a_copy_takes_the_pattern() -> None:
     model, optimizer, sparsifier = attached("compact")
     ema = torch.optim.swa_utils.AveragedModel(model)

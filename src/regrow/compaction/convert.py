@@ -20,8 +20,8 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> nn.M
 
     Args:
         model: a dense module, in either mode.
-        masks: parameter name → bool tensor of the weight's shape, as ``sparsifier.masks``; None takes what is not 0 in
-            every convolution and linear layer that is at most half alive.
+        masks: parameter name → tensor of the weight's shape, as ``sparsifier.masks``, alive where it is not 0; None
+            takes what is not 0 in every convolution and linear layer that is at most half alive.
 
     Returns:
         The same model. Its ``state_dict`` has dense names and shapes; :func:`to_dense` undoes it.
@@ -30,20 +30,26 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> nn.M
         ValueError: a mask names no weight, has another shape or no alive entry, or its layer has no compact form; or a
             sparsifier is attached. Nothing is written then.
     """
+    model = unwrap(model)
+    check_unattached(model)
+    with torch.inference_mode(False):  # else the values could never be trained again
+        chosen = _found(model) if masks is None else {name: mask.to(torch.bool) for name, mask in masks.items()}
+        for name, module in owners(model, chosen).items():
+            make_compact(module, chosen[name])
+        graph.install(model)
+    return model
+
+
+def check_unattached(model: nn.Module) -> None:
+    """Raises ValueError where a sparsifier holds a weight of the model."""
     from regrow.sparsifier import attached_sparsifiers  # which imports the storages
 
-    model = unwrap(model)
     held = {identity for each in attached_sparsifiers() for identity in each.parameter_ids()}
     if any(id(parameter) in held for parameter in model.parameters()):
         raise ValueError(
             "a sparsifier is attached to this model: call its detach() first (to train compact, attach with "
             "storage='compact')"
         )
-    chosen = _found(model) if masks is None else dict(masks)
-    for name, module in owners(model, chosen).items():
-        make_compact(module, chosen[name])
-    graph.install(model)
-    return model
 
 
 def to_dense(model: nn.Module) -> nn.Module:
@@ -89,10 +95,10 @@ def sparse_tensors(
     layers = compact_layers(unwrap(model))
     if not layers:
         raise ValueError("no layer of this model is compact: call regrow.compact(model) first")
-    return {name: _sparse(name, layer.compact, layout, block) for name, layer in layers.items()}
+    return {name: _sparse(name, layer.weight, layer.compact, layout, block) for name, layer in layers.items()}
 
 
-def _sparse(name: str, weight: CompactWeight, layout: str, block: tuple[int, int]) -> Tensor:
+def _sparse(name: str, values: Tensor, weight: CompactWeight, layout: str, block: tuple[int, int]) -> Tensor:
     rows, columns = weight.shape[0], math.prod(weight.shape[1:])
     at = weight.indices.long()
     counts = torch.bincount(at // columns, minlength=rows)
@@ -100,8 +106,8 @@ def _sparse(name: str, weight: CompactWeight, layout: str, block: tuple[int, int
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse (CSR|BSR|invariant)", category=UserWarning)
         # An alive weight may be 0, and stays in the pattern.
-        values = weight.values.detach().clone()
-        csr = torch.sparse_csr_tensor(starts, at % columns, values, (rows, columns), check_invariants=True)
+        alive = values.detach().clone()
+        csr = torch.sparse_csr_tensor(starts, at % columns, alive, (rows, columns), check_invariants=True)
         if layout == "csr":
             return csr
         if rows % block[0] or columns % block[1]:

@@ -72,6 +72,18 @@ class Saved:
     input_dtypes: tuple[torch.dtype, ...]
     output_shapes: tuple[torch.Size, ...]
 
+    def __post_init__(self) -> None:
+        self._sizes = self._sizes_now()
+
+    def _sizes_now(self) -> list[int]:
+        of_norms = [tensor for tensors in self.norm_tensors for tensor in tensors if tensor is not None]
+        return [tensor.numel() for tensor in (*self.values, *self.biases, *of_norms)]
+
+    @property
+    def resized(self) -> bool:
+        """Whether a tensor of weights has another size than it had, so that C++ must not have its address."""
+        return self._sizes_now() != self._sizes
+
     @property
     def bytes(self) -> int:
         """Memory that the pass holds."""
@@ -121,6 +133,10 @@ class Plan:
             if norm.momentum is None:
                 raise UnsupportedProgramError(f"batch norm {number} keeps a cumulative average (momentum=None)")
         self._fused = fuse(program, self.shapes)
+        read = {node.operation.weight for node in self._fused.nodes if isinstance(node.operation, Convolution)}
+        for number in range(len(weights)):
+            if number not in read:
+                raise UnsupportedProgramError(f"weight {number} is not read by any output")
         self._borders = Borders.of(program, self._fused, self.shapes, self.scalar)
         self._counts = [0] * len(weights)
         self._native = extension.Plan(_DTYPES[dtype])
@@ -263,7 +279,7 @@ class Plan:
         Raises:
             ValueError: when a gradient has not its output's shape, or a pattern was set since the pass.
         """
-        if saved.generation != self._generation:
+        if saved.generation != self._generation or saved.resized:
             raise ValueError("a pattern was set between the forward pass and its backward: run the forward pass again")
         wanted = frozenset(range(len(self._borders.inputs)) if wanted_inputs is None else wanted_inputs)
         dense_gradient = dense_gradient or {}

@@ -76,9 +76,9 @@ class Execution:
     def backward(self, saved: engine.Saved, gradients: Sequence[Tensor | None], wanted: Sequence[int]) -> list[Any]:
         """Gradients of inputs and parameters; dense ones go to the weights that collect them."""
         receivers = {
-            number: partial(weight.collect, ours=True)
+            number: partial(weight.dense_gradient.add, ours=True)
             for number, layer in enumerate(self.layers)
-            if (weight := compact_weight(layer)) is not None and weight.collects
+            if (weight := compact_weight(layer)) is not None and weight.dense_gradient is not None
         }
         found = self.plan.backward(saved, gradients, wanted_inputs=wanted, dense_gradient=receivers)
         return [*found.inputs, *found.values, *found.biases, *found.norm_weights, *found.norm_biases]
@@ -108,9 +108,13 @@ class _Pass(bytearray):
     @staticmethod
     def behind(token: Tensor) -> engine.Saved:
         """The pass of a tensor."""
-        saved = _passes[int(token.view(torch.int64))].saved
-        assert saved is not None
-        return saved
+        found = _passes.get(int(token.view(torch.int64)))
+        if found is None or found.saved is None:
+            raise RuntimeError(
+                "torch.autograd.graph.saved_tensors_hooks gave the compact engine another tensor than it had saved: "
+                "hooks that hand back the same one will do (save_on_cpu), else set REGROW_COMPACT=torch"
+            )
+        return found.saved
 
 
 _numbers = count()

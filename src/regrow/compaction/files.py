@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regrow.compaction.convert import compact, owners
+from regrow.compaction.convert import check_unattached, compact, owners
 from regrow.compaction.layers import compact_layers
 from regrow.compaction.weights import indices_of, scatter
 from regrow.layers import unwrap
@@ -60,7 +60,7 @@ def save_compact(model: nn.Module, path: str | os.PathLike[str]) -> FileSize:
     state = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     for name, layer in layers.items():
         weight = layer.compact
-        tensors[f"{name}.values"] = weight.values.detach()
+        tensors[f"{name}.values"] = layer.weight.detach()
         shapes[name] = list(weight.shape)
         if weight.num_alive * 32 < math.prod(weight.shape):
             tensors[f"{name}.indices"] = weight.indices
@@ -87,11 +87,13 @@ def load_compact(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         The same model.
 
     Raises:
-        ValueError: the file is damaged or of another model; nothing is changed then. Nothing in it is executed.
+        ValueError: the file is damaged or of another model, or a sparsifier is attached; nothing is changed then.
+            Nothing in it is executed.
     """
     model = unwrap(model)
     if compact_layers(model):
         raise ValueError("this model has compact layers already: load into a dense one (regrow.to_dense makes it so)")
+    check_unattached(model)
     tensors, shapes = _read(path)
     expected = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     masks, state = {}, {name: tensor for name, tensor in tensors.items() if not _part_of(name, shapes)}

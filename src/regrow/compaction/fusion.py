@@ -24,6 +24,11 @@ from regrow.compaction.program import (
     Relu,
 )
 
+MOST_VIEWS = 2
+"""Of one batch norm's output: a gradient has two contributions."""
+MOST_RING_LINES = 2**16
+"""Kernels have 16 bits for a place in a ring of rows (csrc/convolution_plan.cpp)."""
+
 
 class UnsupportedProgramError(ValueError):
     """The engine cannot run this program; the message says which operation and why."""
@@ -102,6 +107,8 @@ class _MustStoreError(Exception):
 def fuse(program: Program, shapes: Sequence[tuple[int, ...]]) -> Fused:
     """The program as fused nodes, without those that no output needs.
 
+    Equal views count as one: three branches that begin with a ReLU of one value read one view of it.
+
     Args:
         program: what to compute.
         shapes: of the weights: (out, in, kernel height, kernel width) or (out, in).
@@ -112,9 +119,23 @@ def fuse(program: Program, shapes: Sequence[tuple[int, ...]]) -> Fused:
     stored: set[int] = set()
     while True:
         try:
-            return _without_dead_nodes(_Fusion(program, shapes, stored).run())
+            fused = _without_dead_nodes(_Fusion(program, shapes, stored).run())
         except _MustStoreError as error:
             stored.add(error.operation)
+            continue
+        crowded = _crowded_norms(fused)
+        if not crowded:
+            return fused
+        stored.update(
+            number for number, op in enumerate(program.operations) if isinstance(op, BatchNorm) and op.norm in crowded
+        )
+
+
+def _crowded_norms(fused: Fused) -> set[int]:
+    """Norms that more views show than a tensor's gradient can be gathered from; their values must be stored."""
+    views = {view.origin: view for view in [*(node.view for node in fused.nodes), *fused.outputs] if view}
+    shown = Counter(term.norm for view in views.values() for term in view.terms if term.norm is not None)
+    return {norm for norm, count in shown.items() if count > MOST_VIEWS}
 
 
 class _Fusion:
@@ -124,6 +145,7 @@ class _Fusion:
         self.program, self.shapes, self.stored = program, shapes, stored
         self.fused = Fused()
         self.views: list[View | None] = []
+        self.known: dict[tuple[tuple[Term, ...], bool], View] = {}
         self.uses = Counter(program.outputs)
         for operation in program.operations:
             self.uses.update(_sources(operation))
@@ -139,6 +161,8 @@ class _Fusion:
             elif isinstance(operation, BatchNorm):
                 seen["norm", operation.norm] += 1
             view = self._view(number, operation)
+            if view is not None and not view.probability:
+                view = self.known.setdefault((view.terms, view.relu), view)
             if number in self.stored and view is not None and not view.pure:
                 view = View(-1 - number, (Term(self._node(operation, view, self._tensor(view).shape)),))
             self.views.append(view)
@@ -259,6 +283,11 @@ class _Fusion:
         if height < 1 or width < 1:
             raise UnsupportedProgramError(
                 f"weight {operation.weight} of shape {shape} is larger than its padded input {tensor}"
+            )
+        reach = tensor.width + 2 * operation.padding[1] + operation.dilation[1] * (kernel[1] - 1) + operation.stride[1]
+        if not matrix and (1 + operation.dilation[0] * (kernel[0] - 1)) * reach > MOST_RING_LINES:
+            raise UnsupportedProgramError(
+                f"weight {operation.weight} of shape {shape} spans more than 65,536 lines of rows of {tensor.width}"
             )
         out = (shape[0], height, width, tensor.flat)
         if add is not None and self.fused.tensors[add].shape != out:

@@ -34,7 +34,7 @@ class CompactLayer(nn.Module):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        dense = dense_weight(self.compact)
+        dense = dense_weight(self.weight, self.compact)
         destination[prefix + "weight"] = dense if keep_vars else dense.detach()
 
     def _load_from_state_dict(
@@ -59,6 +59,13 @@ class CompactLayer(nn.Module):
                 state_dict[key] = self.weight
             else:
                 state_dict[key] = self.compact.load("", found)
+                lost = 0 if self.compact.attached else len(self.compact.left_over.pop("", ((),))[0])
+                if lost:
+                    error_msgs.append(
+                        f"{key} has {lost:,} weights that are not 0 where this compact layer has none: make the model "
+                        "dense (regrow.to_dense) before such a state is loaded, and compact after"
+                    )
+                    state_dict[key] = self.weight
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -73,7 +80,11 @@ class CompactLayer(nn.Module):
         return self.run(input)
 
     def run(self, input: Tensor) -> Tensor:
-        """The output, with autograd behind it, for any number of dimensions before those of a sample."""
+        """The output, with autograd behind it: one sample or many; of a linear layer with any dimensions before."""
+        if self.sample_dims == 3 and input.dim() not in (3, 4):
+            raise RuntimeError(
+                f"expected a 3-D (one image) or 4-D (a batch) input of a convolution, got shape {tuple(input.shape)}"
+            )
         flat = input.reshape(-1, *input.shape[-self.sample_dims :])
         (output,) = self._region(flat).run([flat])
         batched = input.dim() == self.sample_dims + 1
@@ -88,8 +99,8 @@ class CompactLayer(nn.Module):
             return of_input.reshape(input.shape), of_values, of_bias[0] if of_bias else None
         dense = self.compact.dense(self.weight.detach())
         of_input, of_weight, of_offset = convolution_gradients(self.operation(None), x, dense, incoming)
-        if self.compact.collects:
-            self.compact.collect(of_weight)
+        if self.compact.dense_gradient is not None:
+            self.compact.dense_gradient.add(of_weight)
         of_values = gather(of_weight, self.compact.indices)
         return of_input.reshape(input.shape), of_values, None if self.bias is None else of_offset
 

@@ -6,7 +6,16 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
-from regrow.compaction.fusion import Fused, Node, Stored, Term, UnsupportedProgramError, View, pool_windows
+from regrow.compaction.fusion import (
+    MOST_VIEWS,
+    Fused,
+    Node,
+    Stored,
+    Term,
+    UnsupportedProgramError,
+    View,
+    pool_windows,
+)
 from regrow.compaction.program import AveragePool, Convolution, Flatten, Input, MaxPool
 
 
@@ -177,12 +186,8 @@ class _Backward:
             pair = next(
                 (i for i in range(len(parts) - 1) if norms[i] == norms[i + 1] and norms.count(norms[i]) == 2), 0
             )
-            if norms[pair] is not None and norms.count(norms[pair]) > 2:
-                raise UnsupportedProgramError(f"batch norm {norms[pair]} is read in more than two ways")
-            if norms[pair] is None and norms[pair + 1] is not None and norms.count(norms[pair + 1]) > 1:
-                raise UnsupportedProgramError(
-                    f"batch norm {norms[pair + 1]} is read in more than one way beside others"
-                )
+            # A norm's factors go into one step: fusion has stored what more than two views show.
+            assert all(norm is None or norms.count(norm) <= MOST_VIEWS for norm in norms)
             buffer = self._buffer(tensor)
             self.steps.append(
                 Step(Kind.GRADIENT, gradient=Gradient(tensor, (parts[pair], parts[pair + 1])), target=Target(buffer))

@@ -57,7 +57,7 @@ class Region(nn.Module):
         self.mode = mode
         self.members: tuple[Sequence[Any], Sequence[Any], Sequence[Any]] = (layers, offsets, norms)
         self.refusal: str | None = None
-        self._executions: dict[torch.dtype, Execution | None] = {}
+        self._executions: dict[tuple[torch.dtype, torch.dtype], Execution | None] = {}
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         outputs = self.run(inputs)
@@ -69,15 +69,17 @@ class Region(nn.Module):
         if self.mode and norms:
             torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
         execution = self.execution()
-        if execution is not None and all(x.is_cpu and len(x) for x in inputs):
+        if execution is not None and all(x.is_cpu and len(x) and _taken(x, layers[0].weight) for x in inputs):
             return execution(inputs)
-        weights = [dense_weight(layer.compact) if compact_weight(layer) else layer.weight for layer in layers]
+        weights = [
+            dense_weight(layer.weight, layer.compact) if compact_weight(layer) else layer.weight for layer in layers
+        ]
         return interpret(self.program, inputs, weights, [layer.bias for layer in offsets], norms, self.mode)
 
     @property
     def runner(self) -> str:
         """What runs the region, as far as a call has shown."""
-        types = [str(dtype).removeprefix("torch.") for dtype, execution in self._executions.items() if execution]
+        types = [str(dtype).removeprefix("torch.") for (_, dtype), made in self._executions.items() if made]
         if types:
             return f"engine ({native.instruction_set()}, {', '.join(types)})"
         return "not run yet" if self.refusal is None else f"torch, weights scattered: {self.refusal}"
@@ -87,10 +89,10 @@ class Region(nn.Module):
         weight, *_ = map(own_weight, self.members[0])
         if not weight.is_cpu:
             return None
-        dtype = activations(weight)
-        if dtype not in self._executions:
-            self._executions[dtype] = self._plan(weight.dtype, dtype)
-        return self._executions[dtype]
+        dtypes = weight.dtype, activations(weight)
+        if dtypes not in self._executions:
+            self._executions[dtypes] = self._plan(*dtypes)
+        return self._executions[dtypes]
 
     def _plan(self, weights: torch.dtype, activations: torch.dtype) -> Execution | None:
         self.refusal = native.unavailable_reason()
@@ -104,6 +106,15 @@ class Region(nn.Module):
             except ValueError as error:
                 self.refusal = str(error)
         return None
+
+
+def _taken(x: Tensor, weight: Tensor) -> bool:
+    """Whether torch's own layers would take an input of this type; where not, it is they who say so."""
+    return x.dtype == weight.dtype or (torch.is_autocast_enabled("cpu") and x.dtype in _CAST)
+
+
+_CAST = (torch.float32, torch.bfloat16, torch.float16)
+"""What autocast converts."""
 
 
 def activations(weight: Tensor) -> torch.dtype:

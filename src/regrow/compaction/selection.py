@@ -17,7 +17,9 @@ def _fits(*tensors: Tensor) -> bool:
 
 def select(scores: Tensor, count: int, among: Tensor) -> Tensor | None:
     """The mask that ``algorithm.select`` makes; None where torch must make it."""
-    if scores.dtype != torch.float32 or scores.numel() >= 2**31 or not _fits(scores, among):
+    if scores.dtype != torch.float32 or among.dtype != torch.bool or scores.numel() >= 2**31:
+        return None
+    if among.numel() != scores.numel() or not _fits(scores, among):
         return None
     mask = torch.empty_like(among)
     native.extension().select(scores.data_ptr(), among.data_ptr(), scores.numel(), count, mask.data_ptr())
@@ -28,7 +30,7 @@ def positions(mask: Tensor) -> Tensor:
     """Flat positions of the True entries of a mask, ascending: int32 where that suffices, else int64."""
     if mask.numel() >= 2**31:
         return mask.flatten().nonzero().flatten()
-    if not _fits(mask):
+    if mask.dtype != torch.bool or not _fits(mask):
         return mask.flatten().nonzero().flatten().to(torch.int32)
     found = torch.empty(int(mask.count_nonzero()) + 1, dtype=torch.int32)
     return found[: native.extension().positions(mask.data_ptr(), mask.numel(), found.data_ptr())]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow import optimizers
+from regrow.compaction.dense_gradient import DenseGradient
 from regrow.compaction.layers import CompactLayer, make_compact, make_dense
 from regrow.compaction.weights import gather
 from regrow.scores import Evidence, Need
@@ -59,13 +60,19 @@ class CompactedLayer:
 
     def expect_dense_gradient(self, wanted: bool) -> None:
         """Whether the coming backward passes sum up the dense gradient beside that of the values."""
-        self.weight.collects = wanted
-        if not wanted:
+        kept = self.weight.dense_gradient
+        if wanted and kept is None:
+            self.weight.dense_gradient = DenseGradient(self.parameter)
+        elif wanted and kept is not None:
+            kept.next_step()
+        elif kept is not None:
+            kept.release()
             self.weight.dense_gradient = None
 
     def dense_gradient(self) -> Tensor | None:
         """The sum of the backward passes since gradients were last zeroed, over all ranks where there are several."""
-        own, gradient = self.parameter.grad, self.weight.dense_gradient
+        own, kept = self.parameter.grad, self.weight.dense_gradient
+        gradient = None if kept is None else kept.value()
         if own is None or gradient is None:
             return None
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -133,7 +140,8 @@ class CompactedLayer:
             module.get_parameter(name).mul_(self.mask)
 
     def release(self) -> None:
-        """Nothing to take off."""
+        """Takes its hook off the parameter, where an update is due."""
+        self.expect_dense_gradient(False)
 
     def make_dense(self) -> None:
         """Gives the module its dense class and weight back, the optimizer its dense state."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regrow.compaction.dense_gradient import DenseGradient
 from regrow.compaction.positions import Positions
 from regrow.compaction.selection import overlap, positions
 
@@ -57,12 +58,17 @@ class Move:
 
 
 def resize(tensor: Tensor, content: Tensor) -> None:
-    """Gives a tensor, a parameter included, other content of any size; it stays the same object."""
+    """Gives a tensor, a parameter included, other content of any size; it stays the same object.
+
+    A backward pass whose forward came before finds out, as of any write in place.
+    """
     # Autograd remembers a parameter's size as long as some graph that used it is alive (a loss that the loop has not
     # yet overwritten); a change of dtype makes it forget.
     if tensor.requires_grad and tensor.shape != content.shape:
         tensor.data = torch.empty(0, dtype=torch.float64 if tensor.dtype != torch.float64 else torch.float32)
     tensor.data = content
+    if not tensor.is_inference():
+        torch.autograd.graph.increment_version(tensor)  # which .data does not do by itself
 
 
 def own_weight(module: nn.Module) -> nn.Parameter:
@@ -89,8 +95,7 @@ class CompactWeight:
         values: the model's own parameter, its data of shape (nnz,).
         positions: of the alive weights in the dense one.
         version: grows with every change of the pattern, so that kernels know when to rebuild what they derived from it.
-        collects: whether the coming backward passes keep the dense gradient too.
-        dense_gradient: what they kept, summed over the micro-batches; as large as the dense weight.
+        dense_gradient: what the coming backward passes keep of it; None where it is not wanted.
         attached: whether a sparsifier keeps it; a copy is free.
         left_over: name → (positions, entries) of what was loaded for positions that are not alive; the next pattern
             takes it up, the next step drops it.
@@ -99,14 +104,12 @@ class CompactWeight:
     values: nn.Parameter
     positions: Positions
     version: int = 0
-    collects: bool = False
-    dense_gradient: Tensor | None = None
+    dense_gradient: DenseGradient | None = None
     attached: bool = False
     left_over: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    _backward_pass: int = -1
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "attached": False}
+        return {**self.__dict__, "attached": False, "dense_gradient": None}
 
     @classmethod
     def from_dense(cls, parameter: nn.Parameter, mask: Tensor, state: Iterable[Tensor] = ()) -> "CompactWeight":
@@ -188,41 +191,30 @@ class CompactWeight:
             self.left_over.pop(name, None)
         return flat.index_select(0, indices)
 
-    def collect(self, gradient: Tensor, ours: bool = False) -> None:
-        """Adds the dense gradient of one backward pass; the first since gradients were last zeroed starts afresh.
-
-        Args:
-            gradient: as large as the dense weight.
-            ours: nobody else holds its memory, which may be kept.
-        """
-        this_pass = torch._C._current_graph_task_id()
-        own = self.values.grad
-        first = own is None or not bool(own.any())
-        if self.dense_gradient is None or (first and this_pass != self._backward_pass):
-            gradient = gradient.detach().view(self.shape)
-            self.dense_gradient = gradient if ours else gradient.clone()
-        else:
-            self.dense_gradient += gradient.detach().view(self.shape)
-        self._backward_pass = this_pass
-
 
 class _Scatter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, weight: CompactWeight) -> Tensor:
-        ctx.weight = weight
-        ctx.indices = weight.indices
+        ctx.weight, ctx.indices = weight, weight.indices
+        ctx.save_for_backward(values)  # so that autograd notices another pattern
         return scatter(values.detach(), ctx.indices, weight.shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         weight: CompactWeight = ctx.weight
-        if weight.collects:
-            weight.collect(gradients[0])
+        ctx.saved_tensors  # noqa: B018  # raises where they are not what they were
+        if weight.dense_gradient is not None:
+            weight.dense_gradient.add(gradients[0])
         return gather(gradients[0], ctx.indices), None
 
 
-def dense_weight(weight: CompactWeight) -> Tensor:
-    """The dense weight for torch's own operations; of its gradient only that of the alive entries is kept."""
+def dense_weight(values: Tensor, weight: CompactWeight) -> Tensor:
+    """The dense weight for torch's own operations; of its gradient only that of the alive entries is kept.
+
+    Args:
+        values: the layer's parameter at the moment.
+        weight: where its entries stand.
+    """
     apply: Any = _Scatter.apply  # torch has no types for it
-    dense: Tensor = apply(weight.values, weight)
+    dense: Tensor = apply(values, weight)
     return dense
