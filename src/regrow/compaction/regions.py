@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
 from torch.fx.passes.operator_support import OperatorSupportBase
-from torch.fx.passes.tools_common import legalize_graph
 
-from regrow.compaction.in_place import redirect_readers
+from regrow.compaction.in_place import redirect_readers, sort
 from regrow.compaction.layers import CompactLayer
 from regrow.compaction.operations import Step, Writer, has_hooks, recognise, shape
 from regrow.compaction.program import Input, Program
@@ -45,8 +44,8 @@ def cut(
     """
     graph_module = trace(module, _not_given(module, args, kwargs))
     modules = dict(graph_module.named_modules())
-    redirect_readers(graph_module.graph, modules)
     _propagate(graph_module, args, kwargs)
+    readers = redirect_readers(graph_module.graph, modules)
     training = module.training
     steps = {node: recognise(node, modules, training) for node in graph_module.graph.nodes}
     batched = _of_inputs(graph_module.graph)  # a parameter has no images, whatever its first dimension
@@ -56,14 +55,16 @@ def cut(
         if step is not None and batched.issuperset(step.sources) and not _left(node, modules, left_to_torch)
     }
     regions: list[Region] = []
+    calls: dict[fx.Node, fx.Node] = {}  # of what a region has taken in: that of the region
     for nodes in _partitions(graph_module, known):
         draft = _write(nodes, known, training)
         sources = [Source(shape(node) or (), node.meta["differentiable"]) for node in draft.outer]
         compact = any(isinstance(layer, CompactLayer) for layer in draft.region.members[0])
         if compact or (training and is_faster(draft.region, sources)):
-            _replace(graph_module, nodes, draft, len(regions))
+            calls |= dict.fromkeys(nodes, _replace(graph_module, nodes, draft, len(regions)))
             regions.append(draft.region)
-    legalize_graph(graph_module)
+    written = readers.keys() - calls.keys()  # a region leaves what it reads as it is
+    sort(graph_module.graph, {node: {calls.get(reader, reader) for reader in readers[node]} for node in written})
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
     return graph_module, regions
@@ -154,8 +155,8 @@ def _write(nodes: Sequence[fx.Node], known: Mapping[fx.Node, Step], training: bo
     return _Draft(region, outer, numbers, leaving)
 
 
-def _replace(graph_module: fx.GraphModule, nodes: Sequence[fx.Node], draft: _Draft, number: int) -> None:
-    """Puts one call of the region in the place of its nodes."""
+def _replace(graph_module: fx.GraphModule, nodes: Sequence[fx.Node], draft: _Draft, number: int) -> fx.Node:
+    """Puts one call of the region in the place of its nodes, and returns it."""
     inside, numbers, outer, values = set(nodes), draft.numbers, draft.outer, draft.region.program.outputs
     name = f"region{number}"
     graph_module.add_module(name, draft.region)
@@ -170,6 +171,7 @@ def _replace(graph_module: fx.GraphModule, nodes: Sequence[fx.Node], draft: _Dra
         node.replace_all_uses_with(made[numbers[node]], delete_user_cb=lambda user: user not in inside)
     for node in reversed(nodes):
         graph.erase_node(node)
+    return call
 
 
 def _item(values: Sequence[Tensor], position: int) -> Tensor:
@@ -180,7 +182,7 @@ def _item(values: Sequence[Tensor], position: int) -> Tensor:
 
 
 def _propagate(graph_module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Writes the shape and dtype of each node's tensor into ``meta``, from a run on tensors without content."""
+    """Writes what is known of each node's value into ``meta``, from a run on tensors without content."""
     names = [str(node.target) for node in graph_module.graph.nodes if node.op == "placeholder"]
     defaults = [node.args[0] for node in graph_module.graph.nodes if node.op == "placeholder" and node.args]
     given = [*args, *(kwargs[name] for name in names[len(args) :] if name in kwargs)]
@@ -206,6 +208,8 @@ class _Shapes(fx.Interpreter):
         tensor = isinstance(result, Tensor)
         n.meta["shape"] = tuple(result.shape) if tensor else None
         n.meta["dtype"] = result.dtype if tensor else None
+        n.meta["tensors"] = _holds_tensors(result)
+        n.meta["form"] = isinstance(result, (int, float, torch.Size, torch.dtype, torch.device, torch.layout))
         # Nothing in this run needs a gradient but what the caller gives and asks one for.
         n.meta["differentiable"] = n.op != "placeholder" or (tensor and result.requires_grad)
         return result
@@ -220,6 +224,11 @@ class _Shapes(fx.Interpreter):
         named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         tensors = {f"inner.{name}": _emptied(tensor) for name, tensor in named.items()}
         return torch.func.functional_call(_Silent(module), tensors, args, kwargs)
+
+
+def _holds_tensors(value: Any) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
+    return isinstance(value, Tensor) or any(map(_holds_tensors, parts))
 
 
 class _Silent(nn.Module):

@@ -4,10 +4,11 @@ A graph is dataflow. What a forward writes to its module, the gradient or autoca
 it draws would happen once, while it is traced, and never again. So the trace looks for these, undoes them, and refuses.
 """
 
+import operator
 import random
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +21,37 @@ class UnfaithfulError(Exception):
     """A forward does something that a graph of it would leave out."""
 
 
+ASSIGNMENTS: tuple[Callable[[Any, Any], Any], ...] = (
+    *(operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod, operator.ipow),
+    *(operator.iand, operator.ior, operator.ixor, operator.ilshift, operator.irshift),
+)
+"""``x += y`` and its like, where a tensor changes in place."""
+
+
+class _Proxy(fx.Proxy):
+    """Records that ``x += y`` writes to x, which torch's own takes for ``x = x + y``."""
+
+    def __getattr__(self, k: str) -> "_Attribute":
+        return _Attribute(self, k)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("tracer", "node", "root", "attr", "_node"):
+            raise UnfaithfulError(f"its forward sets .{name} of a tensor")
+        super().__setattr__(name, value)
+
+
+class _Attribute(_Proxy, fx.proxy.Attribute):
+    """What ``x.name`` is, until it is called or read."""
+
+
+def _records(assignment: Callable[[Any, Any], Any]) -> Callable[[_Proxy, Any], fx.Proxy]:
+    return lambda proxy, other: proxy.tracer.create_proxy("call_function", assignment, (proxy, other), {})
+
+
+for _assignment in ASSIGNMENTS:
+    setattr(_Proxy, f"__{_assignment.__name__}__", _records(_assignment))
+
+
 class Tracer(fx.Tracer):
     """With compact layers and torch's own modules as leaves; refuses a change of mode."""
 
@@ -29,6 +61,9 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, CompactLayer) or super().is_leaf_module(module, name)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if _modes() != self.modes:
