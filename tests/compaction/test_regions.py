@@ -189,6 +189,43 @@ def test_hooks_are_heard() -> None:
     assert all(len(values) == 2 and torch.equal(*values) for values in heard.values())
 
 
+class Unread(nn.Module):
+    """Computes with modules what its output does not need."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.probe = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Identity()
+        self.body, self.aux, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        self.norm(x)
+        images, channels, height, width = x.shape
+        x = self.body(F.adaptive_avg_pool2d(F.relu(x), 1).flatten(1))
+        F.gelu(self.aux(self.probe(x)))
+        return self.head(x)
+
+
+@pytest.mark.usefixtures("runs_engine")
+def test_what_nobody_reads_is_done_and_has_no_gradient() -> None:
+    dense, compact = pair(Unread())
+    heard = []
+    for model in (dense, compact):
+        calls = list[int]()
+        model.probe.register_forward_hook(lambda module, inputs, output, calls=calls: calls.append(len(output)))
+        for _ in range(2):
+            model(torch.ones(4, 3, 6, 6)).sum().backward()
+        assert model.aux.weight.grad is None
+        assert model.conv.weight.grad is not None
+        heard.append((calls, model.norm.num_batches_tracked.item()))
+    assert heard == [([4, 4], 2)] * 2
+    torch.testing.assert_close(compact.norm.running_mean, dense.norm.running_mean)
+    (forward,) = graph.installed(compact)
+    (region,) = [region for region in kinds(compact) if len(region) > 2]
+    assert forward.failure is None
+    assert region.count("Convolution") == 3
+
+
 def test_hooks_on_all_modules_see_the_models_own() -> None:
     heard: list[list[str]] = []
     for model in pair(find_model("wrn-22-2")(depth=10, width=1)):

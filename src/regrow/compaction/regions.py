@@ -44,11 +44,14 @@ def cut(
     """
     graph_module = trace(module, _not_given(module, args, kwargs))
     modules = dict(graph_module.named_modules())
+    graph = graph_module.graph
     _propagate(graph_module, args, kwargs)
-    readers = redirect_readers(graph_module.graph, modules)
+    graph.eliminate_dead_code(lambda node: not _asks_for_form(node))
+    unread = {node for node in graph.nodes if not node.users}  # dense storage computes these too, and calls their hooks
+    readers = redirect_readers(graph, modules)
     training = module.training
-    steps = {node: recognise(node, modules, training) for node in graph_module.graph.nodes}
-    batched = _of_inputs(graph_module.graph)  # a parameter has no images, whatever its first dimension
+    steps = {node: recognise(node, modules, training) for node in _behind_output(graph)}
+    batched = _of_inputs(graph)  # a parameter has no images, whatever its first dimension
     known = {
         node: step
         for node, step in steps.items()
@@ -64,8 +67,8 @@ def cut(
             calls |= dict.fromkeys(nodes, _replace(graph_module, nodes, draft, len(regions)))
             regions.append(draft.region)
     written = readers.keys() - calls.keys()  # a region leaves what it reads as it is
-    sort(graph_module.graph, {node: {calls.get(reader, reader) for reader in readers[node]} for node in written})
-    graph_module.graph.eliminate_dead_code()
+    sort(graph, {node: {calls.get(reader, reader) for reader in readers[node]} for node in written})
+    graph.eliminate_dead_code(lambda node: node in unread or node.op in ("placeholder", "call_module"))
     graph_module.recompile()
     return graph_module, regions
 
@@ -90,6 +93,21 @@ def _of_inputs(graph: fx.Graph) -> set[fx.Node]:
         if node.op == "placeholder" or any(source in found for source in node.all_input_nodes):
             found.add(node)
     return found
+
+
+def _behind_output(graph: fx.Graph) -> list[fx.Node]:
+    """The nodes that the output depends on: any other has no gradient, and its layer none either."""
+    found = set[fx.Node]()
+    for node in reversed(graph.nodes):
+        if node.op == "output" or any(user in found for user in node.users):
+            found.add(node)
+    return [node for node in graph.nodes if node in found]
+
+
+def _asks_for_form(node: fx.Node) -> bool:
+    """Whether a node does nothing but read a shape or reckon with one."""
+    builtin = getattr(node.target, "__module__", "") in ("builtins", "_operator")
+    return bool(node.meta["form"]) and (node.op == "call_method" or builtin)
 
 
 def _left(node: fx.Node, modules: Mapping[str, nn.Module], left_to_torch: AbstractSet[nn.Module]) -> bool:
