@@ -15,7 +15,7 @@ from regrow.compaction.layers import CLASSES, MOST_PLANS, compact_layers
 from regrow.compaction.operations import BACKWARD, BACKWARD_PRE, FORWARD, FORWARD_PRE
 from regrow.compaction.region import Region
 from regrow.compaction.regions import cut, listened_to
-from regrow.compaction.tracing import trace
+from regrow.compaction.tracing import LOCK, is_tracing, trace
 
 _KINDS = {*CLASSES, *CLASSES.values()}
 # Their dicts are torch's own, filled and emptied in place.
@@ -49,16 +49,11 @@ class GraphForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # Hooks on all modules that there are (a module tracker's) shall see the model's own, never regions.
-        if torch.compiler.is_compiling() or any(HOOKS_ON_ALL):  # torch 2.6 does not compile self.original
+        if torch.compiler.is_compiling() or any(HOOKS_ON_ALL) or is_tracing():  # torch 2.6 does not compile self.original
             return type(self.module).forward(self.module, *args, **kwargs)
         key = (_state(self.module), _precision(), _signature(args), _signature(kwargs.items()))
         plan = self.plans.get(key)
-        if plan is None:
-            plan = self._cut(args, kwargs)
-            while len(self.plans) >= MOST_PLANS:
-                del self.plans[next(iter(self.plans))]
-            self.plans[key] = plan
-        run, self.regions = plan
+        run, self.regions = self._plan(key, args, kwargs) if plan is None else plan
         return run(*args, **kwargs)
 
     @property
@@ -80,6 +75,15 @@ class GraphForward:
     def reset(self) -> None:
         """Forgets every cut: the layers have changed their storage."""
         self.plans, self.regions = {}, []
+
+    def _plan(self, key: Any, args: Any, kwargs: Mapping[str, Any]) -> _Plan:
+        with LOCK:
+            if key not in self.plans:  # else another thread has cut it meanwhile
+                plan = self._cut(args, kwargs)
+                while len(self.plans) >= MOST_PLANS:
+                    del self.plans[next(iter(self.plans))]
+                self.plans[key] = plan
+            return self.plans[key]
 
     def _cut(self, args: Any, kwargs: Mapping[str, Any]) -> _Plan:
         if listened_to(self.module):

@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -239,9 +240,19 @@ class _Shapes(fx.Interpreter):
         module = self.fetch_attr(target)
         if isinstance(module, CompactLayer):
             return module.forward(*args, **kwargs)
+        module = _apart(module)  # another thread may be running the module itself
         named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         tensors = {f"inner.{name}": _emptied(tensor) for name, tensor in named.items()}
         return torch.func.functional_call(_Silent(module), tensors, args, kwargs)
+
+
+def _apart(module: nn.Module) -> nn.Module:
+    """A module of its own with the same tensors inside, which can be replaced."""
+    twin: nn.Module = object.__new__(type(module))
+    own = {name: copy(value) if isinstance(value, (dict, list)) else value for name, value in vars(module).items()}
+    own["_modules"] = {name: None if child is None else _apart(child) for name, child in module._modules.items()}
+    vars(twin).update(own)
+    return twin
 
 
 def _holds_tensors(value: Any) -> bool:

@@ -7,6 +7,7 @@ it draws would happen once, while it is traced, and never again. So the trace lo
 import operator
 import random
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,6 +16,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from regrow.compaction.layers import CompactLayer
+
+
+LOCK = threading.RLock()
+"""Held while a forward is traced: ``torch.fx`` patches ``nn.Module`` for the whole process."""
+_here = threading.local()
+
+
+def is_tracing() -> bool:
+    """Whether this thread runs a forward on stand-ins."""
+    return bool(getattr(_here, "tracing", False))
 
 
 class UnfaithfulError(Exception):
@@ -53,7 +64,7 @@ for _assignment in ASSIGNMENTS:
 
 
 class Tracer(fx.Tracer):
-    """With compact layers and torch's own modules as leaves; refuses a change of mode."""
+    """With compact layers and torch's own modules as leaves; refuses a change of mode, and lets other threads pass."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,6 +75,12 @@ class Tracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        return super().call_module(m, forward, args, kwargs) if is_tracing() else forward(*args, **kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
+        return super().getattr(attr, attr_val, parameter_proxy_cache) if is_tracing() else attr_val
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if _modes() != self.modes:
@@ -82,13 +99,16 @@ def trace(module: nn.Module, constants: Mapping[str, Any] | None = None) -> fx.G
         Exception: whatever tracing raises where the forward is not a fixed graph; ``UnfaithfulError`` where the graph
             would leave something out.
     """
-    before = _Before(module)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Was not able to add assertion")
-            graph = Tracer().trace(module, dict(constants) if constants else None)
-    finally:
-        changed = before.restore()
+    with LOCK:
+        before = _Before(module)
+        _here.tracing = True
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Was not able to add assertion")
+                graph = Tracer().trace(module, dict(constants) if constants else None)
+        finally:
+            _here.tracing = False
+            changed = before.restore()
     if changed:
         raise UnfaithfulError(f"its forward {changed}")
     return fx.GraphModule(module, graph, type(module).__name__)
@@ -111,7 +131,7 @@ class _Before:
         self.containers = [(value, value.copy()) for value in containers]
         tensors = [*module.buffers(), *module.parameters()]
         self.versions = [(tensor, _version(tensor)) for tensor in tensors]
-        self.buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+        self.buffers = [(buffer, _version(buffer), buffer.detach().clone()) for buffer in module.buffers()]
         self.generators = _generators()
 
     def restore(self) -> str:
@@ -125,8 +145,9 @@ class _Before:
         if any(_version(tensor) != version for tensor, version in self.versions):
             changed = "writes to a buffer or parameter"
             with torch.no_grad():
-                for buffer, content in self.buffers:
-                    buffer.copy_(content)
+                for buffer, version, content in self.buffers:
+                    if _version(buffer) != version:
+                        buffer.copy_(content)
         if not all(map(_equal, _generators(), self.generators)):
             changed = "draws random numbers"
             torch.set_rng_state(self.generators[0])
