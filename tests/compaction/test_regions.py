@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -258,6 +259,37 @@ def test_a_replaced_module_is_noticed() -> None:
     compact(torch.randn(4, 8))
     compact.fc3 = nn.Linear(100, 3)
     assert compact(torch.randn(4, 8)).shape == (4, 3)
+
+
+def drop_bias(model: nn.Module) -> None:
+    model.fc.bias = None
+
+
+def scale_activation(model: nn.Module) -> None:
+    model.get_submodule("stage1.0.norm2").forward = lambda x: x * 0.5
+
+
+def pass_by_block(model: nn.Module) -> None:
+    model.get_submodule("stage2.0").forward = model.get_submodule("stage2.0.shortcut").forward
+
+
+def use_statistics_of_the_batch(model: nn.Module) -> None:
+    norm = model.get_submodule("stage1.0.norm2")
+    norm.track_running_stats, norm.running_mean, norm.running_var = False, None, None
+
+
+@pytest.mark.usefixtures("runs_engine")
+@pytest.mark.parametrize("change", [drop_bias, scale_activation, pass_by_block, use_statistics_of_the_batch])
+def test_a_changed_module_is_noticed(change: Callable[[nn.Module], None]) -> None:
+    model = find_model("wrn-22-2")(depth=10, width=1).eval()
+    nn.init.ones_(model.fc.bias)
+    dense, compact = pair(model)
+    x = torch.randn(2, 3, 8, 8)
+    before = compact(x)
+    change(dense), change(compact)
+    expected = dense(x)
+    assert not torch.allclose(before, expected, atol=1e-5)
+    torch.testing.assert_close(compact(x), expected)
 
 
 @pytest.mark.parametrize(

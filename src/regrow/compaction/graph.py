@@ -136,7 +136,7 @@ def _install_in_children(module: nn.Module, left_to_torch: AbstractSet[nn.Module
 
 
 def _state(module: nn.Module) -> tuple[Any, ...]:
-    """Everything a cut depends on besides the shapes: which modules there are, their modes, who listens."""
+    """Everything a cut depends on besides the shapes: which modules there are, what they do, who listens."""
     # Runs at every call of the model, so past nn.Module's own attribute lookup: .3 µs a module.
     state: list[Any] = []
     waiting: list[nn.Module | None] = [module]
@@ -145,7 +145,11 @@ def _state(module: nn.Module) -> tuple[Any, ...]:
         if found is not None:
             own = found.__dict__
             hooks = own[FORWARD] or own[FORWARD_PRE] or own[BACKWARD] or own[BACKWARD_PRE]
-            state += (id(found), own["training"], bool(hooks), own.get("momentum"), own.get("eps"))  # of norms
+            state += (id(found), own["training"], bool(hooks), own["_parameters"].get("bias") is None)
+            state += (own.get("momentum"), own.get("eps"), own.get("track_running_stats"))  # of norms
+            forward = own.get("forward")
+            if forward is not None and type(forward) is not GraphForward:
+                state.append(id(forward))
             waiting += own["_modules"].values()
     return tuple(state)
 

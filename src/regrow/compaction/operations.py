@@ -56,7 +56,8 @@ def recognise(node: fx.Node, modules: Mapping[str, nn.Module], training: bool) -
     """
     if node.op == "call_module":
         module = modules[str(node.target)]
-        rule = None if has_hooks(module) else _MODULES.get(type(module))
+        own = has_hooks(module) or "forward" in module.__dict__
+        rule = None if own else _MODULES.get(type(module))
         step = None if rule is None else rule(node, module, training)
     elif node.op in ("call_function", "call_method"):
         function = _FUNCTIONS.get(node.target)
