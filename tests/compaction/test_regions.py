@@ -201,7 +201,7 @@ class Unread(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
         self.norm(x)
-        images, channels, height, width = x.shape
+        _images, _channels, _height, _width = x.shape
         x = self.body(F.adaptive_avg_pool2d(F.relu(x), 1).flatten(1))
         F.gelu(self.aux(self.probe(x)))
         return self.head(x)

@@ -1,6 +1,8 @@
 """What a forward does besides its dataflow happens in compact storage as it does in dense storage, at every call."""
 
+from collections import deque
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -90,6 +92,43 @@ def test_what_a_forward_writes_is_written_at_every_call() -> None:
         for _ in range(3):
             model(images())
         assert [type(found) for found in model.list] == [Tensor] * 3
+
+
+class Record:
+    """What is no container and no module."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.found: list[Tensor] = []
+
+
+class CollectsDeep(Net):
+    where = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue: deque[Tensor] = deque(maxlen=2)
+        self.nested, self.record, self.space = ({"x": [[]]},), Record(), SimpleNamespace(calls=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x)
+        if self.where == "space":
+            self.space.calls += 1
+        else:
+            self.written().append(x)
+        return self.rest(x)
+
+    def written(self) -> list[Tensor] | deque[Tensor]:
+        return {"queue": self.queue, "nested": self.nested[0]["x"][0], "record": self.record.found}.get(self.where, [])
+
+
+@pytest.mark.parametrize("where", ["queue", "nested", "record", "space"])
+def test_what_a_forward_writes_somewhere_inside_is_written_at_every_call(where: str) -> None:
+    for model in both(type("Collects", (CollectsDeep,), {"where": where})):
+        for number in (4, 5, 6):
+            model(images(number))
+        assert [type(each) for each in model.written()] == [Tensor] * {"queue": 2, "space": 0}.get(where, 3)
+        assert model.space.calls == 3 * (where == "space")
 
 
 class Frozen(Net):

@@ -49,7 +49,9 @@ class GraphForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # Hooks on all modules that there are (a module tracker's) shall see the model's own, never regions.
-        if torch.compiler.is_compiling() or any(HOOKS_ON_ALL) or is_tracing():  # torch 2.6 does not compile self.original
+        if (
+            torch.compiler.is_compiling() or any(HOOKS_ON_ALL) or is_tracing()
+        ):  # torch 2.6 does not compile self.original
             return type(self.module).forward(self.module, *args, **kwargs)
         key = (_state(self.module), _precision(), _signature(args), _signature(kwargs.items()))
         plan = self.plans.get(key)

@@ -9,14 +9,15 @@ import random
 import sys
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from regrow.compaction.layers import CompactLayer
-
 
 LOCK = threading.RLock()
 """Held while a forward is traced: ``torch.fx`` patches ``nn.Module`` for the whole process."""
@@ -120,15 +121,10 @@ def _modes() -> tuple[Any, ...]:
 
 
 class _Before:
-    """What a forward may change besides its outputs, as it was: attributes, containers in them, buffers, generators."""
+    """What a forward may change besides its outputs, as it was: attributes, what is in them, buffers, generators."""
 
     def __init__(self, module: nn.Module) -> None:
-        modules = list(module.modules())
-        containers = [
-            value for owner in modules for value in owner.__dict__.values() if isinstance(value, (list, dict, set))
-        ]
-        self.attributes = [(owner.__dict__, dict(owner.__dict__)) for owner in modules]
-        self.containers = [(value, value.copy()) for value in containers]
+        self.containers = [(container, _content(container)) for container in _containers(module)]
         tensors = [*module.buffers(), *module.parameters()]
         self.versions = [(tensor, _version(tensor)) for tensor in tensors]
         self.buffers = [(buffer, _version(buffer), buffer.detach().clone()) for buffer in module.buffers()]
@@ -137,11 +133,11 @@ class _Before:
     def restore(self) -> str:
         """Puts everything back; says what was not as before, in words."""
         changed = ""
-        for now, before in [*self.attributes, *self.containers]:
+        for now, before in self.containers:
             if not _same(now, before):
                 changed = "writes to an attribute of a module"
                 now.clear()
-                (now.extend if isinstance(now, list) else now.update)(before)
+                (now.update if isinstance(now, (dict, set)) else now.extend)(before)
         if any(_version(tensor) != version for tensor, version in self.versions):
             changed = "writes to a buffer or parameter"
             with torch.no_grad():
@@ -155,6 +151,41 @@ class _Before:
             if "numpy" in sys.modules and len(self.generators) > 2:
                 sys.modules["numpy"].random.set_state(self.generators[2])
         return changed
+
+
+DEPTH = 4
+MOST_CONTAINERS = 10_000
+"""How far, and how many, containers in containers are looked at: a module may hold a whole trainer."""
+
+
+def _containers(module: nn.Module) -> list[Any]:
+    """Attributes of the modules inside, containers and plain objects in them, and so on: whatever can be written to."""
+    waiting = deque((vars(owner), 0) for owner in module.modules())
+    # Other threads that run a compact layer make its regions.
+    closed = {id(vars(owner)) for owner in module.modules() if isinstance(owner, CompactLayer)}
+    found: dict[int, Any] = {}
+    while waiting and len(found) < MOST_CONTAINERS:
+        container, depth = waiting.popleft()
+        if id(container) not in found:
+            found[id(container)] = container
+            if depth < DEPTH and id(container) not in closed:
+                values = list(container.values() if isinstance(container, dict) else container)
+                waiting.extend((inner, depth + 1) for inner in map(_inside, values) if inner is not None)
+    return [container for container in found.values() if not isinstance(container, tuple)]
+
+
+def _inside(value: Any) -> Any:
+    """A container, or the attributes of a plain object; None of anything else."""
+    if isinstance(value, (dict, list, set, tuple, deque)):
+        return value
+    home = type(value).__module__.partition(".")[0]
+    plain = isinstance(value, SimpleNamespace) or home not in {"torch", "regrow", *sys.stdlib_module_names}
+    return vars(value) if plain and hasattr(value, "__dict__") else None
+
+
+def _content(container: Any) -> Any:
+    kind = dict if isinstance(container, dict) else set if isinstance(container, set) else list
+    return kind(container)
 
 
 def _version(tensor: Tensor) -> int:
