@@ -145,6 +145,24 @@ def test_a_frozen_part_stays_frozen() -> None:
         assert model.second.weight.grad is not None
 
 
+class FrozenInTraining(Frozen):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.training else self.rest(self.features(x))
+
+
+def test_a_part_that_is_frozen_in_training_alone_stays_frozen_after_a_pass_without_gradients() -> None:
+    torch.manual_seed(0)
+    model = FrozenInTraining().eval()  # the forward that is traced first has no frozen part
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    regrow.attach(model, optimizer, regrow.static(sparsity=0.8, distribution=regrow.uniform), storage="compact")
+    model.train()
+    with torch.no_grad():
+        model(images())
+    model(images()).sum().backward()
+    assert model.first.weight.grad is None
+    assert model.second.weight.grad is not None
+
+
 class Draws(Net):
     def forward(self, x: Tensor) -> Tensor:
         x = self.features(x)

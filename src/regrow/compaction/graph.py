@@ -15,7 +15,7 @@ from regrow.compaction.layers import CLASSES, MOST_PLANS, compact_layers
 from regrow.compaction.operations import BACKWARD, BACKWARD_PRE, FORWARD, FORWARD_PRE
 from regrow.compaction.region import Region
 from regrow.compaction.regions import cut, listened_to
-from regrow.compaction.tracing import LOCK, is_tracing, trace
+from regrow.compaction.tracing import LOCK, is_tracing, modes, trace
 
 _KINDS = {*CLASSES, *CLASSES.values()}
 # Their dicts are torch's own, filled and emptied in place.
@@ -49,11 +49,9 @@ class GraphForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # Hooks on all modules that there are (a module tracker's) shall see the model's own, never regions.
-        if (
-            torch.compiler.is_compiling() or any(HOOKS_ON_ALL) or is_tracing()
-        ):  # torch 2.6 does not compile self.original
-            return type(self.module).forward(self.module, *args, **kwargs)
-        key = (_state(self.module), _precision(), _signature(args), _signature(kwargs.items()))
+        if torch.compiler.is_compiling() or any(HOOKS_ON_ALL) or is_tracing():
+            return type(self.module).forward(self.module, *args, **kwargs)  # torch 2.6 does not compile self.original
+        key = (_state(self.module), modes(), _signature(args), _signature(kwargs.items()))
         plan = self.plans.get(key)
         run, self.regions = self._plan(key, args, kwargs) if plan is None else plan
         return run(*args, **kwargs)
@@ -154,10 +152,6 @@ def _state(module: nn.Module) -> tuple[Any, ...]:
                 state.append(id(forward))
             waiting += own["_modules"].values()
     return tuple(state)
-
-
-def _precision() -> torch.dtype | None:
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
 
 
 IMAGES = (1, 2, 12, 24)

@@ -69,7 +69,7 @@ class Tracer(fx.Tracer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.modes = _modes()
+        self.modes = modes()
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, CompactLayer) or super().is_leaf_module(module, name)
@@ -84,7 +84,7 @@ class Tracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache) if is_tracing() else attr_val
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        if _modes() != self.modes:
+        if modes() != self.modes:
             raise UnfaithfulError("its forward enters another gradient or autocast mode")
         return super().create_node(*args, **kwargs)
 
@@ -115,7 +115,8 @@ def trace(module: nn.Module, constants: Mapping[str, Any] | None = None) -> fx.G
     return fx.GraphModule(module, graph, type(module).__name__)
 
 
-def _modes() -> tuple[Any, ...]:
+def modes() -> tuple[Any, ...]:
+    """Whether there are gradients, whether torch is in inference mode, and what autocast casts to, if it does."""
     autocast = torch.is_autocast_enabled("cpu")
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast and torch.get_autocast_dtype("cpu")
 
