@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -228,6 +229,47 @@ def test_the_outputs_are_those_of_dense_storage(kind: type[Net], call: Call) -> 
     dense, compact = both(kind)
     dense.eval(), compact.eval()
     assert torch.allclose(call(dense), call(compact), atol=1e-5)
+
+
+class TakesADict(Net):
+    def forward(self, batch: dict[str, Tensor | None]) -> Tensor:
+        x, shift = batch["x"], batch["shift"]
+        x = self.first(x)
+        return self.rest(x if shift is None else x + self.first(shift))
+
+
+class TakesLists(Net):
+    def forward(self, batch: list[list[Tensor]]) -> Tensor:
+        return self.rest(F.relu(self.first(batch[0][0])) + self.first(batch[0][1]))
+
+
+@dataclass
+class Batch:
+    x: Tensor
+
+
+class TakesAnObject(Net):
+    def forward(self, batch: Batch) -> Tensor:
+        return self.rest(F.relu(self.first(batch.x)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "batch"),
+    [
+        (TakesADict, lambda x, y: {"x": x, "shift": y}),
+        (TakesADict, lambda x, y: {"x": x, "shift": None}),
+        (TakesLists, lambda x, y: [[x, y]]),
+        (TakesLists, lambda x, y: ([x, y[:1]],)),
+        (TakesAnObject, lambda x, y: Batch(x)),
+    ],
+)
+def test_tensors_in_containers_and_objects_have_any_size(
+    kind: type[Net], batch: Callable[[Tensor, Tensor], object]
+) -> None:
+    dense, compact = both(kind)
+    for number, size in ((4, 6), (4, 9), (1, 6)):
+        x, y = (torch.randn(number, 4, size, size) for _ in range(2))
+        assert torch.allclose(dense(batch(x, y)), compact(batch(x, y)), atol=1e-5)
 
 
 def test_branches_of_different_batch_sizes() -> None:

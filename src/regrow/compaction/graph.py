@@ -168,11 +168,11 @@ def _signature(values: Any) -> tuple[Any, ...]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return _signature(value)
-    if isinstance(value, (bool, int, float, str, type(None))):
-        return value
-    return type(value)
+    if isinstance(value, (tuple, list)):
+        return type(value), _signature(value)
+    if isinstance(value, dict):
+        return type(value), tuple(value), _signature(value.values())
+    return type(value), value if isinstance(value, (int, float, str)) else None
 
 
 def regions(model: nn.Module) -> list[Region]:

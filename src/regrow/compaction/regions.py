@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
 from torch.fx.passes.operator_support import OperatorSupportBase
 
@@ -78,13 +79,26 @@ def _not_given(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     """The arguments of a call that keep their defaults, by name.
 
     Raises:
-        UnfaithfulError: a flag or None is given, which a forward may ask for with ``is``, where no graph can follow.
+        UnfaithfulError: a flag or None is given, which a forward may ask for with ``is``, where no graph can follow;
+            or an object, which may hold tensors of any shape.
     """
-    if any(value is None or isinstance(value, bool) for value in (*args, *kwargs.values())):
-        raise UnfaithfulError("its forward is given None, True or False")
+    for value in _leaves([*args, *kwargs.values()]):
+        if value is None or isinstance(value, bool):
+            raise UnfaithfulError("its forward is given None, True or False")
+        if not isinstance(value, (Tensor, int, float, str)):
+            raise UnfaithfulError(f"its forward is given an object of class {type(value).__name__}")
     parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
     left = [parameter for parameter in parameters[len(args) :] if parameter.name not in kwargs]
     return {parameter.name: parameter.default for parameter in left if parameter.default is not parameter.empty}
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """What is in lists, tuples and dicts, however deep."""
+    if isinstance(value, (list, tuple, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(part)
+    else:
+        yield value
 
 
 def _of_inputs(graph: fx.Graph) -> set[fx.Node]:
@@ -205,8 +219,9 @@ def _propagate(graph_module: fx.GraphModule, args: Sequence[Any], kwargs: Mappin
     names = [str(node.target) for node in graph_module.graph.nodes if node.op == "placeholder"]
     defaults = [node.args[0] for node in graph_module.graph.nodes if node.op == "placeholder" and node.args]
     given = [*args, *(kwargs[name] for name in names[len(args) :] if name in kwargs)]
+    given += defaults[len(defaults) - (len(names) - len(given)) :]
     with torch.no_grad(), _no_autocast():
-        _Shapes(graph_module).run(*map(_emptied, [*given, *defaults[len(defaults) - (len(names) - len(given)) :]]))
+        _Shapes(graph_module).run(*(map_aggregate(value, _emptied) for value in given))
 
 
 @contextmanager
@@ -256,8 +271,7 @@ def _apart(module: nn.Module) -> nn.Module:
 
 
 def _holds_tensors(value: Any) -> bool:
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
-    return isinstance(value, Tensor) or any(map(_holds_tensors, parts))
+    return any(isinstance(part, Tensor) for part in _leaves(value))
 
 
 class _Silent(nn.Module):
