@@ -107,6 +107,54 @@ def test_every_form_of_every_operation_is_understood() -> None:
     assert Dropout.__name__ in {kind for region in kinds(compact) for kind in region}
 
 
+class Flattened(nn.Module):
+    """A convolution, pooled, made flat in one of the ways that there are, and linear layers."""
+
+    def __init__(self, flatten: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.convolution, self.linear, self.head = nn.Conv2d(3, 8, 3), nn.Linear(32, 16), nn.Linear(16, 4)
+        self.flatten = flatten
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = F.max_pool2d(F.relu(self.convolution(x)), 2)
+        return self.head(F.relu(self.linear(self.flatten(z, x))))
+
+
+@pytest.mark.parametrize(
+    "flatten",
+    [
+        lambda z, x: torch.flatten(z, 1),
+        lambda z, x: z.view(z.size(0), -1),
+        lambda z, x: z.reshape(z.shape[0], -1),
+        lambda z, x: z.view(x.size(0), -1),
+        lambda z, x: z.view(-1, 32),
+    ],
+)
+def test_every_way_to_flatten_stays_in_one_region(flatten: Callable[[Tensor, Tensor], Tensor]) -> None:
+    dense, compact = pair(Flattened(flatten))
+    for batch in (4, 7):
+        assert_same(dense, compact, torch.randn(batch, 3, 6, 6))
+    assert len(kinds(compact)) == 1
+
+
+class PooledByShape(nn.Module):
+    """Asks the graph for the size of its window."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = F.relu(self.convolution(x))
+        return self.head(F.avg_pool2d(z, z.size()[2:]).flatten(1))
+
+
+def test_a_pool_of_a_size_that_the_graph_works_out_is_left_to_torch() -> None:
+    dense, compact = pair(PooledByShape())
+    assert_same(dense, compact, torch.randn(4, 3, 6, 6))
+    assert {region[-1] for region in kinds(compact)} == {"Relu", "Convolution"}
+
+
 class Mixed(nn.Module):
     """What a program cannot say, between what it can."""
 

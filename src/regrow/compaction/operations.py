@@ -253,7 +253,8 @@ def _drops(node: fx.Node) -> bool:
 
 def _function_pool(node: fx.Node, rule: Callable[..., Step | None], **defaults: Any) -> Step | None:
     given = _arguments(node, kernel_size=None, stride=None, padding=0, **defaults)
-    return rule(node, *given.values()) if given["kernel_size"] is not None else None
+    found = fx.node.map_arg([*given.values()], lambda argument: None)  # what the graph works out is not known yet
+    return rule(node, *given.values()) if found == [*given.values()] and given["kernel_size"] is not None else None
 
 
 def _maximum_function(node: fx.Node) -> Step | None:

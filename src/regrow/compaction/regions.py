@@ -48,6 +48,7 @@ def cut(
     modules = dict(graph_module.named_modules())
     graph = graph_module.graph
     _propagate(graph_module, args, kwargs)
+    _flatten_without_asking(graph, modules, module.training)
     graph.eliminate_dead_code(lambda node: not _asks_for_form(node))
     unread = {node for node in graph.nodes if not node.users}  # dense storage computes these too, and calls their hooks
     readers = redirect_readers(graph, modules)
@@ -117,6 +118,14 @@ def _behind_output(graph: fx.Graph) -> list[fx.Node]:
         if node.op == "output" or any(user in found for user in node.users):
             found.add(node)
     return [node for node in graph.nodes if node in found]
+
+
+def _flatten_without_asking(graph: fx.Graph, modules: Mapping[str, nn.Module], training: bool) -> None:
+    """``x.view(x.size(0), -1)`` becomes a flattening: the size would have to leave the region of x, and come back."""
+    for node in graph.nodes:
+        step = recognise(node, modules, training)
+        if step is not None and len(step.sources) == 1 < len(node.all_input_nodes):
+            node.op, node.target, node.args, node.kwargs = "call_function", torch.flatten, (*step.sources, 1), {}
 
 
 def _asks_for_form(node: fx.Node) -> bool:
