@@ -171,6 +171,40 @@ def test_a_state_of_another_distribution_is_refused_also_where_the_totals_agree(
         states[1].load_state_dict(states[0].state_dict())
 
 
+@pytest.mark.parametrize("recipe", [regrow.rigl, regrow.rigl_sm])
+def test_blocks_that_are_short_are_counted_as_any_other(recipe) -> None:
+    """Five outputs in blocks of four: how many weights live depends on which blocks do, how many blocks does not."""
+    record = dataclasses.replace(recipe(sparsity=0.8, total_steps=40, every=2), pattern=regrow.output_blocks(4))
+    model = mlp()
+    optimizer = sgd(model)
+    sparsifier = regrow.attach(model, optimizer, record, strict=True)
+    blocks, before = units(sparsifier), dict(sparsifier.num_alive)
+    train(model, optimizer, range(20))
+    assert sum(units(sparsifier).values()) == sum(blocks.values())
+    assert sparsifier.num_alive != before
+    fresh = mlp()
+    resumed = regrow.attach(fresh, sgd(fresh), record)
+    resumed.load_state_dict(sparsifier.state_dict())
+    assert resumed.num_alive == sparsifier.num_alive
+
+
+def units(sparsifier: regrow.Sparsifier) -> dict[str, int]:
+    pattern = sparsifier._groups[0].algorithm.pattern
+    return {name: int(pattern.units(mask).sum()) for name, mask in sparsifier.masks.items()}
+
+
+def test_a_state_of_other_blocks_is_refused_in_blocks() -> None:
+    record = dataclasses.replace(regrow.static(sparsity=0.0), pattern=regrow.output_blocks(4))
+    states = []
+    for first, second in ((12, 4), (4, 8)):
+        masks = {"0.weight": torch.zeros(24, 12).bool(), "2.weight": torch.zeros(16, 24).bool()}
+        masks["0.weight"][:first] = masks["2.weight"][:second] = True
+        model = mlp()
+        states.append(regrow.attach(model, sgd(model), regrow.starting_from(record, masks), exclude="4"))
+    with pytest.raises(ValueError, match=r"has 36 alive 4x1 blocks, and '0\.weight' keeps 12 here"):
+        states[1].load_state_dict(states[0].state_dict())
+
+
 def test_a_schedule_of_ones_own_says_no_final_sparsity_and_is_saved() -> None:
     model = mlp()
     record = dataclasses.replace(

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from regrow import optimizers, state
 from regrow.algorithm import Algorithm
+from regrow.patterns import unstructured
 from regrow.scores import Need
 from regrow.shards import is_cut, whole
 from regrow.storage import StoredLayer
@@ -56,12 +57,20 @@ class Group:
     def check_sparsity(self, entry: Mapping[str, Any], masks: Mapping[str, Tensor]) -> None:
         """Refuses a saved group of another sparsity or distribution with a ValueError."""
         state.check_sparsity(self.algorithm.name, entry, self.algorithm.final_sparsity)
-        alive = {name: (int(masks[name].sum()), layer.alive.number) for name, layer in self.layers.items()}
+        alive = {name: (self._units(masks[name]), self._units_of(layer)) for name, layer in self.layers.items()}
         if self.algorithm.keeps_each_number:
             for name, (found, expected) in alive.items():
-                state.check_number(f"'{name}'", found, expected)
+                state.check_number(f"'{name}'", found, expected, self.algorithm.pattern.unit)
         elif self.algorithm.keeps_its_number:
-            state.check_number(self.algorithm.name, *map(sum, zip(*alive.values(), strict=True)))
+            found, expected = map(sum, zip(*alive.values(), strict=True))
+            state.check_number(self.algorithm.name, found, expected, self.algorithm.pattern.unit)
+
+    def _units(self, mask: Tensor) -> int:
+        return int(self.algorithm.pattern.units(mask).count_nonzero())
+
+    def _units_of(self, layer: StoredLayer) -> int:
+        # What is counted already needs no mask, which ranks that hold pieces of it would have to send each other.
+        return layer.alive.number if self.algorithm.pattern == unstructured else self._units(whole(layer.mask))
 
 
 def check_membership(layers: Mapping[str, StoredLayer], model: nn.Module, optimizer: Optimizer) -> None:

@@ -22,6 +22,15 @@ class Pattern:
     name: str
     block: Callable[[Shape], Shape]
 
+    @property
+    def unit(self) -> str:
+        """What is counted, in the plural: as the name, but unstructured masks are of weights."""
+        return "weights" if self == unstructured else self.name
+
+    def is_whole(self, shape: Shape) -> bool:
+        """Whether a weight of this shape has no short block, so that all its blocks hold the same number of weights."""
+        return not any(size % step for size, step in zip(shape, self.block(shape), strict=True))
+
     def grid(self, shape: Shape) -> Shape:
         """Number of blocks along each dimension of a weight."""
         return tuple(math.ceil(size / step) for size, step in zip(shape, self.block(shape), strict=True))

@@ -65,9 +65,9 @@ def check(
 SAME_SPARSITY = "attach with the sparsity and distribution that it was saved with"
 
 
-def check_number(what: str, found: int, expected: int) -> None:
-    """Refuses the masks of another sparsity, for a method that keeps its number of alive weights."""
-    _expect(found == expected, f"it has {found:,} alive weights, and {what} keeps {expected:,} here", SAME_SPARSITY)
+def check_number(what: str, found: int, expected: int, unit: str) -> None:
+    """Refuses the masks of another sparsity, for a method that keeps its number of alive units."""
+    _expect(found == expected, f"it has {found:,} alive {unit}, and {what} keeps {expected:,} here", SAME_SPARSITY)
 
 
 def check_sparsity(algorithm: str, saved: Mapping[str, Any], expected: float | None) -> None:
