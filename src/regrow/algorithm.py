@@ -180,7 +180,7 @@ def initial_masks(algorithm: Algorithm, evidence: Mapping[str, Evidence]) -> dic
     if algorithm.initial is None:
         _check_end(algorithm, evidence)
         return {name: torch.ones_like(known.alive) for name, known in evidence.items()}
-    counts = _counts(algorithm, evidence, algorithm.sparsity_at(0))
+    counts = unit_counts(algorithm, _layers(evidence), algorithm.sparsity_at(0))
     masks = {}
     for name, known in evidence.items():
         scores = algorithm.pattern.reduce(algorithm.initial(known))
@@ -201,7 +201,7 @@ def updated_masks(
         frozen: layers that must not change (they need no gradient in their evidence).
     """
     pattern = algorithm.pattern
-    sizes = {name: grid.size for name, grid in _grids(algorithm, evidence).items()}
+    sizes = {name: grid.size for name, grid in grids(algorithm, _layers(evidence)).items()}
     now = {name: int(pattern.units(known.alive).count_nonzero()) for name, known in evidence.items()}
     movable = {name: known for name, known in evidence.items() if name not in frozen}
     budgets = _budgets(algorithm, step, now, evidence, movable)
@@ -228,32 +228,34 @@ def _check_end(algorithm: Algorithm, evidence: Mapping[str, Evidence]) -> None:
     """Refuses at the start what pruning could not reach in the end."""
     final = algorithm.final_sparsity
     if final is not None and algorithm.scope == "layer":
-        _counts(algorithm, evidence, final)
+        unit_counts(algorithm, _layers(evidence), final)
     elif final is not None:
-        total_alive(_grids(algorithm, evidence), final)
+        total_alive(grids(algorithm, _layers(evidence)), final)
 
 
-def _counts(algorithm: Algorithm, evidence: Mapping[str, Evidence], sparsity: float) -> dict[str, int]:
+def _layers(evidence: Mapping[str, Evidence]) -> dict[str, Layer]:
+    return {name: known.layer for name, known in evidence.items()}
+
+
+def unit_counts(algorithm: Algorithm, layers: Mapping[str, Layer], sparsity: float) -> dict[str, int]:
     """Units of the pattern that each layer shall have, at least one: its density, which ``distribute`` sets."""
     distribute, final = algorithm.distribute, algorithm.final_sparsity
     if isinstance(distribute, PerLayer) and final:
         distribute = distribute.scaled(sparsity / final)  # on the way there
-    alive = distribute({name: known.layer for name, known in evidence.items()}, sparsity)
-    if not isinstance(alive, Mapping) or not alive.keys() >= evidence.keys():
-        absent = sorted(evidence.keys() - alive.keys()) if isinstance(alive, Mapping) else list(evidence)
+    alive = distribute(layers, sparsity)
+    if not isinstance(alive, Mapping) or not alive.keys() >= layers.keys():
+        absent = sorted(layers.keys() - alive.keys()) if isinstance(alive, Mapping) else list(layers)
         raise ValueError(
             f"the distribution {distribute!r} gave {type(alive).__name__} without {', '.join(absent)}; expected a dict "
             "of layer name → alive weights with every layer that it was given"
         )
-    sizes = {name: grid.size for name, grid in _grids(algorithm, evidence).items()}
-    return {name: max(1, round(alive[name] * sizes[name] / known.layer.size)) for name, known in evidence.items()}
+    sizes = {name: grid.size for name, grid in grids(algorithm, layers).items()}
+    return {name: max(1, round(alive[name] * sizes[name] / layer.size)) for name, layer in layers.items()}
 
 
-def _grids(algorithm: Algorithm, evidence: Mapping[str, Evidence]) -> dict[str, Layer]:
+def grids(algorithm: Algorithm, layers: Mapping[str, Layer]) -> dict[str, Layer]:
     """The layers as grids of units."""
-    return {
-        name: replace(known.layer, shape=algorithm.pattern.grid(known.layer.shape)) for name, known in evidence.items()
-    }
+    return {name: replace(layer, shape=algorithm.pattern.grid(layer.shape)) for name, layer in layers.items()}
 
 
 def _budgets(
@@ -264,9 +266,9 @@ def _budgets(
     movable: Mapping[str, Evidence],
 ) -> dict[str, int]:
     """Units that each layer shall have: as many as now, unless the global target has moved."""
-    grids, sparsity = _grids(algorithm, evidence), algorithm.sparsity_at(step)
-    counts = _counts(algorithm, evidence, sparsity) if algorithm.scope == "layer" else {}
-    target = sum(counts.values()) if algorithm.scope == "layer" else total_alive(grids, sparsity)
+    layers, sparsity = _layers(evidence), algorithm.sparsity_at(step)
+    counts = unit_counts(algorithm, layers, sparsity) if algorithm.scope == "layer" else {}
+    target = sum(counts.values()) if algorithm.scope == "layer" else total_alive(grids(algorithm, layers), sparsity)
     if target == sum(now.values()):
         return dict(now)
     if algorithm.scope == "layer":

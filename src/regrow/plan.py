@@ -1,5 +1,6 @@
 """Budgets and FLOPs of a sparse net from the shapes of its weights alone, before there is memory for it."""
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from regrow.algorithm import Algorithm
+from regrow.algorithm import Algorithm, grids, unit_counts
 from regrow.attach import assign
 from regrow.distributions import total_alive
 from regrow.flops import Flops, LayerFlops, count_flops
@@ -26,8 +27,9 @@ class Plan:
         layers: name → layer.
         num_alive: name → alive weights after the last update.
         flops: of one forward pass with them; None without an example input.
-        estimated: whether training itself will share the budget among the layers (a global threshold, redistribution).
-            Their sum is exact all the same; their shares are those of the start, or equal densities.
+        estimated: whether the numbers are not known before training: it will share the budget among the layers itself
+            (a global threshold, redistribution; their shares are then those of the start, or equal densities, and
+            their sum is exact all the same), or choose between whole and short blocks (then the mean is taken).
         algorithms: name → the record's name.
         first_updates: name → weight step of the first update, None if there is none.
     """
@@ -87,21 +89,36 @@ def plan(
     num_alive, algorithms = dict[str, int](), dict[str, str]()
     first_updates, estimated = dict[str, int | None](), False
     for chosen, record in assign(layers, algorithm):
-        num_alive |= _counts(record, chosen)
+        units = _units(record, chosen)
+        num_alive |= _weights(record, chosen, units)
         algorithms |= dict.fromkeys(chosen, record.name)
         first_updates |= dict.fromkeys(chosen, record.when.following(0))
         estimated |= len(chosen) > 1 and (record.scope == "global" or record.redistribute is not None)
+        estimated |= any(_are_of_several_sizes(record, layer, units[name]) for name, layer in chosen.items())
     layers = {name: layer for name, layer in layers.items() if name in num_alive}
     flops = None if example_input is None else _flops(count_flops(model, example_input), layers, num_alive)
     return Plan(layers, num_alive, flops, estimated, algorithms, first_updates)
 
 
-def _counts(algorithm: Algorithm, layers: Mapping[str, Layer]) -> dict[str, int]:
+def _units(algorithm: Algorithm, layers: Mapping[str, Layer]) -> dict[str, int]:
+    """Alive weights, blocks or channels of each layer."""
     sparsity = algorithm.sparsity_at(AFTER_TRAINING)
     if algorithm.scope == "layer":
-        return algorithm.distribute(layers, sparsity)
-    sizes = [layer.size for layer in layers.values()]
-    return dict(zip(layers, apportion(total_alive(layers, sparsity), sizes, sizes), strict=True))
+        return unit_counts(algorithm, layers, sparsity)
+    units = grids(algorithm, layers)
+    sizes = [grid.size for grid in units.values()]
+    return dict(zip(layers, apportion(total_alive(units, sparsity), sizes, sizes), strict=True))
+
+
+def _weights(algorithm: Algorithm, layers: Mapping[str, Layer], units: Mapping[str, int]) -> dict[str, int]:
+    """The alive weights that these units have, on average over all masks of that many."""
+    sizes = grids(algorithm, layers)
+    return {name: units[name] * layer.size // sizes[name].size for name, layer in layers.items()}
+
+
+def _are_of_several_sizes(algorithm: Algorithm, layer: Layer, units: int) -> bool:
+    """Whether it depends on which units live how many weights do."""
+    return not algorithm.pattern.is_whole(layer.shape) and units < math.prod(algorithm.pattern.grid(layer.shape))
 
 
 def _flops(dense: Flops, layers: Mapping[str, Layer], num_alive: Mapping[str, int]) -> Flops:

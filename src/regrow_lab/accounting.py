@@ -64,7 +64,7 @@ def _forward(
         return counted.dense - masked
 
     if algorithm.initial is not None:
-        sparse = flops(algorithm.distribute(layers, algorithm.sparsity_at(0)))
+        sparse = flops(regrow.plan(net, algorithm).num_alive)
         return sparse, sparse
 
     if algorithm.final_sparsity is not None:

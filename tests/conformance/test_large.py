@@ -4,12 +4,13 @@ import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from nets import batch, mlp, sgd
+from nets import batch, convnet, mlp, sgd
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -111,6 +112,35 @@ def test_a_plan_is_what_attaching_and_training_lead_to() -> None:
         assert (planned.flops.sparse, planned.flops.dense) == (counted.sparse, counted.dense)
         assert not planned.estimated
         assert str(planned).splitlines()[-1] == f"sparsity {planned.sparsity:.4f} after the last update"
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        regrow.rigl_struct(sparsity=0.5, total_steps=10),
+        replace(regrow.rigl(sparsity=0.8, total_steps=10), pattern=output_blocks(4)),
+        replace(regrow.snip(sparsity=0.8, scope="layer", distribution=regrow.erk), pattern=output_blocks(2)),
+    ],
+    ids=["channels", "blocks", "pruned blocks"],
+)
+def test_a_plan_counts_in_the_units_of_the_pattern(record: regrow.Algorithm) -> None:
+    inputs, model = torch.randn(2, 3, 9, 9), convnet()
+    planned = regrow.plan(model, record, inputs, exclude=() if record.name == "rigl-struct" else "7")
+    assert not planned.estimated
+    optimizer = sgd(model)
+    sparsifier = regrow.attach(model, optimizer, record, include=list(planned.layers))
+    model(inputs).square().sum().backward()
+    optimizer.step()
+    assert planned.num_alive == sparsifier.num_alive
+    assert planned.flops == regrow.count_flops(model, inputs, sparsifier.masks)
+
+
+def test_a_plan_with_short_blocks_says_that_it_is_estimated() -> None:
+    record = replace(regrow.rigl(sparsity=0.8, total_steps=10), pattern=output_blocks(4))
+    planned = regrow.plan(mlp(), record, exclude="[02]")  # five outputs
+    assert planned.estimated
+    assert planned.num_alive == {"4.weight": 15}  # 6 of 32 blocks, of 2.5 weights on average
+    assert not regrow.plan(mlp(), replace(record, sparsity=0.0), exclude="[02]").estimated
 
 
 @pytest.mark.parametrize("recipe", [regrow.gradual_pruning, regrow.rigl_sm])

@@ -63,6 +63,15 @@ def test_flop_columns_agree_with_ours(table: Published, label: str, sparsity: fl
     assert counted["train_ratio"] * times == pytest.approx(value.train, abs=UNIT * times)
 
 
+def test_flops_of_whole_channels_are_those_of_the_net_that_trains() -> None:
+    counted = account(RunConfig(model="wrn-10-1", method="rigl-struct", sparsity=0.9), STEPS)
+    model = find_model("wrn-10-1")()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier = regrow.attach(model, optimizer, regrow.rigl_struct(sparsity=0.9, total_steps=STEPS))
+    assert not counted["estimated"]
+    assert counted["sparse_flops"] == sparsifier.flops(torch.zeros(1, 3, 32, 32)).sparse
+
+
 @pytest.mark.parametrize("model", paper.DENSE_FLOPS)
 def test_dense_flops_agree_with_ours(model: str) -> None:
     train, forward = paper.DENSE_FLOPS[model]
