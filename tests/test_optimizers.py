@@ -1,5 +1,7 @@
 """Every torch optimizer: dead weights and their state are exactly 0 (or the optimizer's own initial value)."""
 
+import dataclasses
+
 import pytest
 import torch
 from nets import batch, mlp, train
@@ -62,6 +64,30 @@ def test_muon_revives_dead_weights_and_is_masked_after_each_step() -> None:
     assert model[0].weight.any()
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
+@pytest.mark.parametrize(
+    "record",
+    [
+        regrow.set_(sparsity=0.8, total_steps=60, every=4),
+        regrow.snfs(sparsity=0.8, total_steps=60, every=4),
+        dataclasses.replace(regrow.rigl(sparsity=0.8, total_steps=60, every=4), step_on_update=True),
+    ],
+    ids=["set", "snfs", "rigl with its step"],
+)
+def test_newborn_weights_are_0_whatever_muon_wrote_to_them_while_they_were_dead(record) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 24, bias=False), nn.ReLU(), nn.Linear(24, 5, bias=False))
+    optimizer = torch.optim.Muon(model.parameters(), lr=0.01)
+    sparsifier = regrow.attach(model, optimizer, record, strict=True)
+    train(model, optimizer, range(3))
+    before = {name: mask.clone() for name, mask in sparsifier.masks.items()}
+    train(model, optimizer, range(3, 4))
+    newborn = {name: mask & ~before[name] for name, mask in sparsifier.masks.items()}
+    assert sparsifier.num_updates == 1
+    assert newborn["0.weight"].any()
+    assert not any(model.get_parameter(name)[new].any() for name, new in newborn.items())
+
+
 def test_rprop_and_adagrad_start_a_newborn_weight_afresh() -> None:
     for make, key, start in (
         (lambda p: torch.optim.Rprop(p, lr=0.02), "step_size", 0.02),
@@ -112,6 +138,24 @@ def test_a_step_that_a_scaler_skips_inside_a_fused_optimizer_is_not_counted(reci
     assert sparsifier.weight_steps == other.weight_steps
     assert sparsifier.num_updates == other.num_updates > 0
     assert all(torch.equal(mask, other.masks[name]) for name, mask in sparsifier.masks.items())
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_what_a_skipped_first_step_leaves_in_dead_state_is_gone(strict: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fused optimizer makes its momentum of memory as it lies before it finds out that the step is skipped."""
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, fused=True)
+    sparsifier = regrow.attach(model, optimizer, regrow.static(sparsity=0.8), strict=strict)
+    empty = torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", lambda *args, **options: empty(*args, **options).fill_(torch.nan))
+    inputs, targets = batch(0)
+    (nn.functional.cross_entropy(model(inputs), targets) * torch.inf).backward()
+    FlakyScaler(optimizer).step(overflow=True)
+    assert sparsifier.weight_steps == 0
+    for name, mask in sparsifier.masks.items():
+        state = optimizer.state[model.get_parameter(name)]["momentum_buffer"]
+        assert state[mask].isnan().all()  # torch's own affair
+        assert not state[~mask].any()
 
 
 @pytest.mark.parametrize("recipe", [regrow.set_, regrow.rigl, regrow.snfs])

@@ -48,10 +48,10 @@ def has_gradients(optimizer: Optimizer) -> bool:
 def skips_step(optimizer: Optimizer) -> bool:
     """Whether no weight moves: a GradScaler makes a fused optimizer skip a step, and its hooks run all the same."""
     found = getattr(optimizer, "found_inf", None)
-    return (found is not None and bool(found)) or _only_fills_state(optimizer)
+    return (found is not None and bool(found)) or only_fills_state(optimizer)
 
 
-def _only_fills_state(optimizer: Optimizer) -> bool:
+def only_fills_state(optimizer: Optimizer) -> bool:
     """Whether this is the step by which torch.distributed.checkpoint has an optimizer create its state.
 
     It comes before a state is read or loaded, with learning rates and gradients of 0; counted, it would shift a run

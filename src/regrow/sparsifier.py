@@ -253,11 +253,17 @@ class Sparsifier:
     @torch.no_grad()
     def _after_step(self, *_: Any) -> None:
         if self._takes_step:
-            for group in self._groups:
-                if group.algorithm.step_on_update and group.is_due(self.weight_steps):
-                    self._update(group)
+            due = [
+                group for group in self._groups if group.algorithm.step_on_update and group.is_due(self.weight_steps)
+            ]
+            if due:  # Muon steps dead weights too: what it wrote must be gone before they are grown
+                self._mask_weights()
+            for group in due:
+                self._update(group)
             self.weight_steps += 1
-        if not optimizers.skips_step(self.optimizer):
+        # Also after a step that was skipped: it may leave new state of whatever lay in memory. But a step that only
+        # fills state comes between weights that are loaded and their masks.
+        if not optimizers.only_fills_state(self.optimizer):
             self._mask_weights()
         self._refresh()
         self._check_layers()
