@@ -84,6 +84,35 @@ def test_weights_that_were_all_assigned_anew_are_refused_at_the_next_step(strict
         train(model, optimizer, range(2, 3))
 
 
+@pytest.mark.parametrize("change", [assign, replace_head])
+def test_replaced_weights_are_refused_at_the_next_step_also_where_gradients_stay_as_zeros(
+    change: Callable[[nn.Sequential], None],
+) -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    regrow.attach(model, optimizer, regrow.static(sparsity=0.8))
+    for step in range(3):
+        inputs, targets = batch(step)
+        nn.functional.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+    change(model)
+    inputs, targets = batch(3)
+    nn.functional.cross_entropy(model(inputs), targets).backward()
+    with pytest.raises(RuntimeError, match=r"weight' is not the weight any more that was attached to"):
+        optimizer.step()
+
+
+def test_a_weight_that_a_parametrization_takes_over_or_another_module_wraps_raises_no_alarm() -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier = regrow.attach(model, optimizer, regrow.static(sparsity=0.8))
+    nn.utils.parametrize.register_parametrization(model[0], "weight", nn.Identity())
+    model[2] = nn.Sequential(model[2])
+    train(model, optimizer, range(3))
+    assert sparsifier.weight_steps == 3
+
+
 def test_a_layer_that_is_frozen_by_taking_it_from_the_optimizer_raises_no_alarm() -> None:
     model = mlp()
     groups = [{"params": list(model[0].parameters())}, {"params": list(model[2:].parameters())}]

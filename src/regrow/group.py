@@ -1,6 +1,6 @@
 """Layers that share one algorithm: when their next update is due, and what of them is saved."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,12 +73,40 @@ class Group:
         return layer.alive.number if self.algorithm.pattern == unstructured else self._units(whole(layer.mask))
 
 
+Place = tuple[Mapping[str, Any], str, object]
+"""A module's own table of children or parameters, a name in it, and what stood there."""
+
+
+def places(layers: Mapping[str, StoredLayer], model: nn.Module) -> list[Place]:
+    """The weights of these layers and the modules that lead to them, each where it stands in the model."""
+    # fully_shard puts whole weights in the place of its pieces for a while.
+    ways = [_way(model, name, layer.parameter) for name, layer in layers.items() if not is_cut(layer.parameter)]
+    return list({(id(table), name): (table, name, held) for way in ways for table, name, held in way}.values())
+
+
+def _way(model: nn.Module, name: str, parameter: nn.Parameter) -> list[Place]:
+    """From the model to a weight; nothing where it does not stand at its name (a parametrization holds it)."""
+    *path, last = name.split(".")
+    module, way = model, list[Place]()
+    for part in path:
+        child = module._modules.get(part)
+        if child is None:
+            return []
+        way.append((module._modules, part, child))
+        module = child
+    return [*way, (module._parameters, last, parameter)] if module._parameters.get(last) is parameter else []
+
+
+def have_moved(known: Iterable[Place]) -> bool:
+    """Whether something else stands in one of the places."""
+    return any(table.get(name) is not held for table, name, held in known)
+
+
 def check_membership(layers: Mapping[str, StoredLayer], model: nn.Module, optimizer: Optimizer) -> None:
     """Refuses layers whose weights the model or the optimizer does not hold any more with a RuntimeError."""
     held = {id(parameter) for parameter in optimizers.parameters(optimizer)}
     present = {id(parameter) for parameter in model.parameters()}
     for name, layer in layers.items():
-        # fully_shard puts whole weights in the place of its pieces for a while.
         if not is_cut(layer.parameter) and id(layer.parameter) not in present:
             raise RuntimeError(
                 f"'{name}' is not the weight any more that was attached to (a module was replaced, or weights were "

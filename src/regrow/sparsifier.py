@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from regrow import optimizers, state
 from regrow.algorithm import updated_masks
 from regrow.flops import Flops, count_flops
-from regrow.group import Group, check_membership
+from regrow.group import Group, check_membership, have_moved, places
 from regrow.layers import unwrap
 from regrow.scores import Need
 from regrow.shards import Ranks, whole
@@ -56,6 +56,7 @@ class Sparsifier:
         self._flops: Flops | None = None
         self._takes_step = False
         self._place()
+        self._places = places(self._layers, model)
         self._refresh()
         self._mask_weights()
         self._handles = list(self._register())
@@ -281,7 +282,8 @@ class Sparsifier:
         """Refuses to go on beside a model that has other weights now; looked at where something gives reason to."""
         without = {name for name, layer in self._layers.items() if layer.parameter.grad is None}
         suspicious, self._without_gradient = without - self._without_gradient, without
-        if not (due or suspicious or self.strict):
+        moved = have_moved(self._places)
+        if not (due or suspicious or moved or self.strict):
             return
         self._check_layers()
         check_membership(self._layers, self.model, self.optimizer)
@@ -293,6 +295,8 @@ class Sparsifier:
         moment, needs_gradient = group.moment(self.weight_steps), Need.GRADIENT in group.algorithm.needs
         gradients, group.dense_gradients = group.dense_gradients, {}
         frozen = {
+        if moved:
+            self._places = places(self._layers, self.model)
             name
             for name, layer in group.layers.items()
             if not layer.parameter.requires_grad or (needs_gradient and name not in gradients)
