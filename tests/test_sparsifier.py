@@ -226,6 +226,44 @@ def test_snfs_grows_by_the_momentum_of_dense_gradients() -> None:
             assert momentum[name].abs()[grown].min() >= momentum[name].abs()[passed_over].max() - 1e-7
 
 
+def test_the_dense_momentum_has_the_gradient_of_every_step_also_where_another_group_updates_in_its_place() -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    often = {"sparsity": 0.8, "total_steps": 80, "every": 1}
+    groups = {"0": regrow.snfs(**often | {"every": 50}), "*": regrow.rigl(**often)}
+    sparsifier = regrow.attach(model, optimizer, groups)
+    expected = torch.zeros(24, 12)
+    for step in range(4):
+        inputs, targets = batch(step)
+        nn.functional.cross_entropy(model(inputs), targets).backward()
+        expected = 0.9 * expected + model[0].weight.grad
+        optimizer.step()
+        optimizer.zero_grad()
+    assert sparsifier.num_updates == 2
+    assert torch.equal(sparsifier.state_dict()["layers"]["0.weight"]["momentum"], expected)
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_a_dense_momentum_stays_finite_where_the_gradient_of_a_dead_weight_was_not(value: float) -> None:
+    model = mlp()
+    optimizer = sgd(model)
+    sparsifier = regrow.attach(model, optimizer, regrow.snfs(**ARGUMENTS))
+    index = tuple((~sparsifier.masks["2.weight"]).nonzero()[0].tolist())
+    for step in range(3):
+        inputs, targets = batch(step)
+        nn.functional.cross_entropy(model(inputs), targets).backward()
+        if step == 0:
+            before = model[2].weight.grad.clone()
+        if step == 1:
+            model[2].weight.grad[index] = value
+        optimizer.step()
+        optimizer.zero_grad()
+        if step == 1:
+            momentum = sparsifier.state_dict()["layers"]["2.weight"]["momentum"]
+            assert momentum.isfinite().all()
+            assert momentum[index] == 0.9 * before[index]
+
+
 def test_snip_keeps_the_most_sensitive_weights_of_the_first_step() -> None:
     model = mlp()
     dense = copy.deepcopy(model)

@@ -238,6 +238,7 @@ class Sparsifier:
         self._takes_step = optimizers.has_gradients(self.optimizer) and not optimizers.skips_step(self.optimizer)
         if not self._takes_step:
             return
+        self._accumulate(dense=True)
         for group in due:
             if Need.GRADIENT in group.algorithm.needs:
                 group.keep_gradients()
@@ -247,9 +248,16 @@ class Sparsifier:
             for parameter in optimizers.parameters(self.optimizer):
                 parameter.grad = None
             return
+        self._accumulate(dense=False)
         for layer in self._layers.values():
-            layer.accumulate_momentum()
             layer.mask_gradient()
+
+    def _accumulate(self, dense: bool) -> None:
+        """Brings the own momenta up to date, those of dense gradients or those that stand in for an optimizer's."""
+        for group in self._groups:
+            if (Need.DENSE_MOMENTUM in group.algorithm.needs) == dense:
+                for layer in group.layers.values():
+                    layer.accumulate_momentum()
 
     @torch.no_grad()
     def _after_step(self, *_: Any) -> None:
@@ -287,6 +295,8 @@ class Sparsifier:
             return
         self._check_layers()
         check_membership(self._layers, self.model, self.optimizer)
+        if moved:
+            self._places = places(self._layers, self.model)
 
     # The update
 
@@ -295,8 +305,6 @@ class Sparsifier:
         moment, needs_gradient = group.moment(self.weight_steps), Need.GRADIENT in group.algorithm.needs
         gradients, group.dense_gradients = group.dense_gradients, {}
         frozen = {
-        if moved:
-            self._places = places(self._layers, self.model)
             name
             for name, layer in group.layers.items()
             if not layer.parameter.requires_grad or (needs_gradient and name not in gradients)

@@ -93,7 +93,7 @@ class StoredLayer(Protocol):
         """Zeroes the dead part of the gradient."""
 
     def accumulate_momentum(self) -> None:
-        """m ← beta · m + g, in the own buffer."""
+        """m ← beta · m + g, in the own buffer; what is not finite counts as 0."""
 
     def masked_tensors(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Tensors that may hold something in dead places, each with the bytes to multiply it by."""
@@ -221,14 +221,19 @@ class MaskedLayer:
         self._masked = weakref.ref(gradient), gradient._version, piece(gradient).data_ptr()
 
     def accumulate_momentum(self) -> None:
-        """m ← beta · m + g, in our own buffer; beta is the optimizer's momentum or first beta, else 0.9."""
+        """m ← beta · m + g, in our own buffer; beta is the optimizer's momentum or first beta, else 0.9.
+
+        What is not finite counts as 0: the step leaves a dead weight as it is, but m would never be finite again.
+        """
         gradient = self.parameter.grad
         if self.momentum is None or gradient is None:
             return
         factor = optimizers.momentum_factor(self.optimizer, self.parameter)
-        step = gradient / optimizers.gradient_scale(self.optimizer)
-        self.momentum.mul_(DEFAULT_MOMENTUM if factor is None else factor)
-        self.momentum.add_(step if self.dense_momentum else step * self.mask)
+        step = piece(gradient).nan_to_num(0.0, 0.0, 0.0)
+        if not self.dense_momentum:
+            step *= self.bits
+        momentum = piece(self.momentum).mul_(DEFAULT_MOMENTUM if factor is None else factor)
+        momentum.add_(step, alpha=1 / optimizers.gradient_scale(self.optimizer))
 
     def masked_tensors(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The weight and its elementwise state with the bytes to multiply them by; other start values are filled in."""
