@@ -77,6 +77,24 @@ def test_one_probe_is_exact_where_the_hessian_is_diagonal() -> None:
     assert torch.allclose(scores["weight"], expected)
 
 
+def test_an_estimate_of_the_diagonal_has_the_variance_that_is_said_of_it() -> None:
+    """Σ_{k≠j} H_jk² / probes, of a loss ½ wᵀ H w."""
+    h = torch.tensor([[2.0, 1.0, 0.5], [1.0, 3.0, 0.7], [0.5, 0.7, 4.0]]).double()
+    model = nn.Linear(3, 1, bias=False).double()
+    nn.init.ones_(model.weight)
+    inputs = torch.linalg.cholesky(h).T  # of which ½ Σ (x · w)² is that loss
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return 0.5 * outputs.square().sum()
+
+    estimates = [
+        2 * regrow.obd_scores(model, loss, [(inputs, inputs)], probes=2, seed=seed)["weight"][0] for seed in range(500)
+    ]
+    off = h - h.diag().diag()
+    assert torch.stack(estimates).mean(0) == pytest.approx(h.diag(), rel=0.05)
+    assert torch.stack(estimates).var(0) == pytest.approx(off.square().sum(1) / 2, rel=0.15)
+
+
 def test_a_linear_loss_has_no_curvature() -> None:
     scores = regrow.obd_scores(nn.Linear(3, 2), lambda y, t: (y * t).sum(), [(torch.ones(1, 3), torch.ones(1, 2))])
     assert not scores["weight"].any()

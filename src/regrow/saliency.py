@@ -79,7 +79,7 @@ def obd_scores(
     """Optimal Brain Damage's saliency ½ H_jj w_j²: the rise of the loss, at a minimum of it, when weight j is removed.
 
     H_jj by Hutchinson's estimate, the mean of v ⊙ (H v) over random sign vectors v, without bias, with the variance
-    2 · Σ_{k≠j} H_jk² / probes; or exactly, by one product H e_j a weight. At a minimum H_jj ≥ 0; elsewhere, and in an
+    Σ_{k≠j} H_jk² / probes; or exactly, by one product H e_j a weight. At a minimum H_jj ≥ 0; elsewhere, and in an
     estimate, a saliency can be negative.
 
     Args:
