@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 import regrow
 from regrow.distributions import PerLayer
+from regrow.algorithm import unit_counts
 from regrow.layers import Layer
 
 SHAPES = st.lists(
@@ -95,3 +96,34 @@ def test_a_map_that_cannot_meet_the_global_sparsity_says_what_it_amounts_to() ->
         PerLayer({"nosuch": 0.5})(layers, 0.9)
     with pytest.raises(ValueError, match="sparsity of 'l0'"):
         PerLayer({"l0": 1.0})(layers, 0.9)
+@given(shapes=SHAPES, pinned=st.floats(0, 0.95), rest=st.floats(0, 1), steps=st.integers(2, 40))
+def test_a_map_that_can_be_met_in_the_end_can_be_met_on_the_way(shapes, pinned, rest, steps) -> None:
+    """Also where the layers that it does not name end dense, or with one weight each."""
+    layers = layers_of([(7, 13), *shapes])
+    size, least = layers["l0"].size, 1
+    left = least + round(rest * (size - least))
+    named = {name: max(1, round((1 - pinned) * layer.size)) for name, layer in layers.items() if name != "l0"}
+    total = sum(layer.size for layer in layers.values())
+    sparsity = 1 - (sum(named.values()) + left) / total
+    record = regrow.gradual_pruning(
+        sparsity=sparsity, total_steps=2 * steps, every=1, start=0, stop=steps, scope="layer",
+        distribution=dict.fromkeys(named, pinned),
+    )  # fmt: skip
+    before = {name: layer.size for name, layer in layers.items()}
+    for step in range(steps + 1):
+        counts = unit_counts(record, layers, record.sparsity_at(step))
+        assert all(1 <= counts[name] <= before[name] for name in layers)
+        assert abs(sum(counts.values()) - (1 - record.sparsity_at(step)) * total) <= len(layers)
+        before = counts
+    assert before == {"l0": left} | named
+
+
+def test_a_map_whose_rest_is_dense_may_be_off_by_its_roundings() -> None:
+    layers = layers_of([(7, 13), (10, 10)])
+    assert PerLayer({"l1": 0.5})(layers, 1 - 142 / 191)["l0"] == 91  # 92 are left
+    with pytest.raises(ValueError, match="leaves 94 alive weights for the 1 other layers of 91 weights"):
+        PerLayer({"l1": 0.5})(layers, 1 - 144 / 191)
+    with pytest.raises(ValueError, match="leaves 0 alive weights"):
+        PerLayer({"l1": 0.5})(layers, 1 - 50 / 191)
+
+

@@ -241,8 +241,9 @@ def unit_counts(algorithm: Algorithm, layers: Mapping[str, Layer], sparsity: flo
     """Units of the pattern that each layer shall have, at least one: its density, which ``distribute`` sets."""
     distribute, final = algorithm.distribute, algorithm.final_sparsity
     if isinstance(distribute, PerLayer) and final:
-        distribute = distribute.scaled(sparsity / final)  # on the way there
-    alive = distribute(layers, sparsity)
+        alive = distribute.on_the_way(layers, sparsity, final)
+    else:
+        alive = distribute(layers, sparsity)
     if not isinstance(alive, Mapping) or not alive.keys() >= layers.keys():
         absent = sorted(layers.keys() - alive.keys()) if isinstance(alive, Mapping) else list(layers)
         raise ValueError(

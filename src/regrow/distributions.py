@@ -136,6 +136,8 @@ class PerLayer:
             alive |= {name: _alive(layer, density) for name, layer in select_layers(layers, pattern).items()}
         others = {name: layer for name, layer in layers.items() if name not in alive}
         left, size = budget - sum(alive.values()), sum(layer.size for layer in others.values())
+        if size < left <= size + len(layers):
+            left = size  # each count is rounded
         if (others and not len(others) <= left <= size) or (not others and abs(left) > len(layers)):
             reached = 1 - sum(alive.values()) / sum(layer.size for layer in layers.values())
             remedy = (
@@ -147,9 +149,12 @@ class PerLayer:
         alive |= {name: _alive(layer, left / size) for name, layer in others.items()}
         return {name: alive[name] for name in layers}
 
-    def scaled(self, share: float) -> "PerLayer":
-        """The map of a net that is so far on its way from dense: each sparsity times ``share`` in [0, 1]."""
-        return PerLayer({pattern: value * share for pattern, value in self.sparsities.items()})
+    def on_the_way(self, layers: Mapping[str, Layer], sparsity: float, final: float) -> dict[str, int]:
+        """Alive weights of a net that is so far on its way from dense: of all that shall go, sparsity / final has."""
+        share = sparsity / final
+        return {
+            name: layers[name].size - round(share * (layers[name].size - k)) for name, k in self(layers, final).items()
+        }
 
 
 @dataclass(frozen=True)
