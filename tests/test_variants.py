@@ -67,6 +67,23 @@ def test_masks_that_do_not_fit_or_a_sparsity_that_moves_are_refused() -> None:
         regrow.from_masks({})
 
 
+@pytest.mark.parametrize(
+    "given",
+    [regrow.from_masks, lambda masks: regrow.starting_from(regrow.static(sparsity=0.5), masks)],
+    ids=["from_masks", "starting_from"],
+)
+def test_a_layer_whose_mask_is_all_dead_is_refused_by_name_and_may_be_left_out(given) -> None:
+    model = mlp()
+    masks = {name: torch.ones(layer.shape).bool() for name, layer in regrow.find_layers(model).items()}
+    masks["4.weight"].zero_()
+    before = model[4].weight.detach().clone()
+    with pytest.raises(ValueError, match=r"'4\.weight' has no alive weight.*leave the layer out with exclude=\['4\.w"):
+        regrow.attach(model, sgd(model), given(masks))
+    assert torch.equal(model[4].weight, before)
+    sparsifier = regrow.attach(model, sgd(model), given(masks), exclude="4.weight")
+    assert equal(sparsifier.masks, {name: mask for name, mask in masks.items() if name != "4.weight"})
+
+
 @pytest.mark.parametrize("distribution", [regrow.uniform, regrow.erk])
 def test_rigl_struct_drops_and_grows_whole_channels_and_keeps_linear_layers_dense(distribution) -> None:
     model = convnet()

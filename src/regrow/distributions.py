@@ -189,4 +189,9 @@ class CountsOf:
                     f"no mask of shape {layer.shape} is given for layer '{name}'; masks are given for "
                     f"{', '.join(self.alive)}: add it, or leave the layer out with exclude="
                 )
+            if not self.alive[name]:
+                raise ValueError(
+                    f"the mask of layer '{name}' has no alive weight, and each layer needs one: leave the layer out "
+                    f"with exclude=['{name}'], or take it out of the model"
+                )
         return {name: self.alive[name] for name in layers}

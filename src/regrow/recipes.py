@@ -214,7 +214,8 @@ def from_masks(masks: Mapping[str, Tensor]) -> Algorithm:
     """Masks of your own (a ticket, an earlier run), kept as they are.
 
     Args:
-        masks: layer name → bool tensor of the weight's shape; every layer attached to must have one.
+        masks: layer name → bool tensor of the weight's shape; every layer attached to must have one, with an alive
+            weight at least.
     """
     return starting_from(replace(static(sparsity=0.0), name="masks"), masks)
 
