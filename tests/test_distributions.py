@@ -1,12 +1,13 @@
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import regrow
-from regrow.distributions import PerLayer
 from regrow.algorithm import unit_counts
+from regrow.distributions import PerLayer
 from regrow.layers import Layer
 
 SHAPES = st.lists(
@@ -20,7 +21,10 @@ SHAPES = st.lists(
 
 
 def layers_of(shapes: list[tuple[int, ...]]) -> dict[str, Layer]:
-    return {f"l{i}": Layer(f"l{i}", shape, is_convolution=len(shape) == 4) for i, shape in enumerate(shapes)}
+    return {
+        f"l{i}": Layer(f"l{i}", shape, is_convolution=len(shape) == 4, is_stem=len(shape) == 4 and i == 0)
+        for i, shape in enumerate(shapes)
+    }
 
 
 @pytest.mark.parametrize("distribution", [regrow.er, regrow.erk])
@@ -62,6 +66,17 @@ def test_uniform_keeps_a_first_convolution_dense_but_not_a_first_linear() -> Non
     assert regrow.uniform(linear, 0.9, first_layer="dense")["l0"] == 19_200
 
 
+def test_uniform_keeps_the_first_convolution_of_the_model_dense_and_not_that_of_a_selection() -> None:
+    model = torch.nn.Sequential(*(torch.nn.Conv2d(8, 8, 3) for _ in range(4)))
+    layers = regrow.find_layers(model)
+    assert regrow.uniform(layers, 0.9) == {"0.weight": 576, "1.weight": 58, "2.weight": 58, "3.weight": 58}
+    assert regrow.uniform(regrow.find_layers(model, exclude="0"), 0.9)["1.weight"] == 58
+    half = regrow.static(sparsity=0.9, distribution=regrow.uniform)
+    assert list(regrow.plan(model, {"[23]": half, "*": half}).num_alive.values()) == [58, 58, 576, 58]
+    scores = {name: torch.rand(8, 8, 3, 3) for name in layers}
+    assert int(regrow.masks_from_scores(scores, 0.9, scope="layer")["0.weight"].sum()) == 576
+
+
 def test_every_layer_keeps_at_least_one_weight() -> None:
     assert regrow.erk(layers_of([(2, 2), (100, 100)]), 0.99)["l0"] >= 1
     assert regrow.uniform(layers_of([(2, 2), (100, 100)]), 0.99)["l0"] == 1
@@ -86,16 +101,6 @@ def test_a_map_pins_layers_and_the_rest_meets_the_global_sparsity() -> None:
     assert PerLayer({"l0": 0.5, "l[12]": 0.9})(layers, 1 - 100 / 600) == {"l0": 50, "l1": 20, "l2": 30}
 
 
-def test_a_map_that_cannot_meet_the_global_sparsity_says_what_it_amounts_to() -> None:
-    layers = layers_of([(10, 10), (10, 20)])
-    with pytest.raises(ValueError, match=r"pass sparsity=0.5"):
-        PerLayer({"l*": 0.5})(layers, 0.9)
-    with pytest.raises(ValueError, match="leaves -70 alive weights"):
-        PerLayer({"l0": 0.0})(layers, 0.9)
-    with pytest.raises(ValueError, match="matches none of the layers"):
-        PerLayer({"nosuch": 0.5})(layers, 0.9)
-    with pytest.raises(ValueError, match="sparsity of 'l0'"):
-        PerLayer({"l0": 1.0})(layers, 0.9)
 @given(shapes=SHAPES, pinned=st.floats(0, 0.95), rest=st.floats(0, 1), steps=st.integers(2, 40))
 def test_a_map_that_can_be_met_in_the_end_can_be_met_on_the_way(shapes, pinned, rest, steps) -> None:
     """Also where the layers that it does not name end dense, or with one weight each."""
@@ -127,3 +132,13 @@ def test_a_map_whose_rest_is_dense_may_be_off_by_its_roundings() -> None:
         PerLayer({"l1": 0.5})(layers, 1 - 50 / 191)
 
 
+def test_a_map_that_cannot_meet_the_global_sparsity_says_what_it_amounts_to() -> None:
+    layers = layers_of([(10, 10), (10, 20)])
+    with pytest.raises(ValueError, match=r"pass sparsity=0.5"):
+        PerLayer({"l*": 0.5})(layers, 0.9)
+    with pytest.raises(ValueError, match="leaves -70 alive weights"):
+        PerLayer({"l0": 0.0})(layers, 0.9)
+    with pytest.raises(ValueError, match="matches none of the layers"):
+        PerLayer({"nosuch": 0.5})(layers, 0.9)
+    with pytest.raises(ValueError, match="sparsity of 'l0'"):
+        PerLayer({"l0": 1.0})(layers, 0.9)

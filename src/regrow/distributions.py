@@ -46,9 +46,9 @@ def uniform(
     Args:
         layers: the layers, in the model's order.
         sparsity: S, the share of zeros in each sparse layer.
-        first_layer: "auto" keeps a first layer that is a convolution dense, as the report and Evci et al. 2020 do
-            (the global sparsity is then a little under S); "dense" and "sparse" say it outright
-            (``functools.partial(uniform, first_layer="sparse")``).
+        first_layer: "auto" keeps the model's first layer dense where it is among these and a convolution, as the report
+            and Evci et al. 2020 do (the global sparsity is then a little under S); "dense" and "sparse" say it outright
+            of the first of these (``functools.partial(uniform, first_layer="sparse")``).
 
     Raises:
         ValueError: S is outside [0, 1) or leaves less than one weight a layer.
@@ -60,7 +60,7 @@ def uniform(
     """
     total_alive(layers, sparsity)
     first = next(iter(layers.values()))
-    keeps_first = first_layer == "dense" or (first_layer == "auto" and first.is_convolution)
+    keeps_first = first_layer == "dense" or (first_layer == "auto" and first.is_stem)
     return {
         name: layer.size if layer is first and keeps_first else _alive(layer, 1 - sparsity)
         for name, layer in layers.items()

@@ -20,13 +20,15 @@ FOREIGN = {"transformers.pytorch_utils.Conv1D"}
 class Layer:
     """One sparsifiable weight: its parameter name in the model, its shape, and whether a convolution owns it.
 
-    A transposed convolution has its input channels in the first dimension, every other its output channels.
+    A transposed convolution has its input channels in the first dimension, every other its output channels. The stem is
+    the first layer of the whole model, where that is a convolution.
     """
 
     name: str
     shape: tuple[int, ...]
     is_convolution: bool = False
     is_transposed: bool = False
+    is_stem: bool = False
 
     @property
     def size(self) -> int:
@@ -69,6 +71,7 @@ def _known_layers(model: nn.Module) -> Iterator[tuple[Layer, nn.Parameter]]:
     """Every convolution, linear, attention and recurrent weight, in the order of registration, a tied one once."""
     embedding = (nn.Embedding, nn.EmbeddingBag)
     seen = {id(module.weight) for module in model.modules() if isinstance(module, embedding)}
+    is_first = True
     for prefix, module in model.named_modules():
         for weight_name in _weight_names(module):
             parameter = module._parameters[weight_name]
@@ -83,8 +86,9 @@ def _known_layers(model: nn.Module) -> Iterator[tuple[Layer, nn.Parameter]]:
             shape = parameter.shape if compact is None else compact.shape
             if 0 in shape:
                 continue
-            kinds = isinstance(module, CONVOLUTIONS), isinstance(module, TRANSPOSED)
-            yield Layer(name, tuple(shape), *kinds), parameter
+            is_convolution, is_transposed = isinstance(module, CONVOLUTIONS), isinstance(module, TRANSPOSED)
+            yield Layer(name, tuple(shape), is_convolution, is_transposed, is_first and is_convolution), parameter
+            is_first = False
 
 
 def _other_matrices(model: nn.Module, known: Iterable[str]) -> Iterator[Layer]:

@@ -124,7 +124,7 @@ def masks_from_scores(
         scope: "global": one threshold over all layers, at least one weight alive in each; "layer": each layer by
             ``distribution``.
         distribution: used where ``scope`` is "layer". It sees shapes alone: weights with more than two dimensions
-            count as convolutions.
+            count as convolutions, the first of all as the model's first layer.
 
     Raises:
         ValueError: the sparsity is outside its range or leaves less than one weight a layer; a score is NaN.
@@ -139,7 +139,11 @@ def masks_from_scores(
         raise ValueError(f"{found}; expected a number for each weight: check the loss and the batches")
     if scope not in ("layer", "global"):
         raise ValueError(f"scope is {scope!r}; expected 'layer' or 'global'")
-    layers = {name: Layer(name, tuple(score.shape), score.dim() > 2) for name, score in scores.items()}
+    first = next(iter(scores))
+    layers = {
+        name: Layer(name, tuple(score.shape), score.dim() > 2, is_stem=score.dim() > 2 and name == first)
+        for name, score in scores.items()
+    }
     everyone = {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
     if scope == "global":
         return largest(scores, total_alive(layers, sparsity), everyone)
