@@ -33,13 +33,13 @@ NAMES = {
 }
 """Method in config.json -> its name in tables and figures, in the order of the rows."""
 
-SPARSE_THROUGHOUT = ("small-dense", "static", "snip", "grasp", "obd", "set", "rigl", "rigl-struct")
-"""Methods whose every step costs about 3 f_s with an f_s that stays the same."""
+SPARSE_THROUGHOUT = ("small-dense", "static", "snip", "grasp", "set", "rigl", "rigl-struct")
+"""Methods whose training costs about 3 f_s a step, with an f_s that stays the same."""
 
 GROUPS = (
     "sparse throughout, densities uniform",
     "sparse throughout, densities by layer (ERK, ER, SNIP)",
-    "more train FLOPs: dense gradients or weights, moving densities, longer training",
+    "more train FLOPs: dense gradients or weights, moving densities, an earlier run, longer training",
     "dense",
 )
 
@@ -84,6 +84,8 @@ class Summary:
     peak_memory_mib: float | None
     """Median: the first run of a process meets what torch allocates at first use."""
     layer_densities: Mapping[str, float]
+    start: str | None = None
+    """The earlier run that these start from, in place of their method's own beginning."""
     bits: float | None = None
     """Bits a character, of a text."""
     bits_std: float | None = None
@@ -115,12 +117,13 @@ class Summary:
 
         First what costs the density at every step (uniform densities, and the small dense net), then what is as sparse
         at every step but puts weights where they cost more FLOPs (ERK, ER, SNIP, GraSP), then what trains with more:
-        dense gradients at every step (SNFS), redistribution, pruning from a dense net, tickets, all 2x and 3x runs.
-        Last the dense net.
+        dense gradients at every step (SNFS) or in many passes before the first (OBD), redistribution, pruning from a
+        dense net, what begins with the end of another run (tickets, RigL from RigL-SM's masks or densities), all 2x and
+        3x runs. Last the dense net.
         """
         if self.method == "dense":
             return 3
-        if self.method not in SPARSE_THROUGHOUT or self.multiplier > 1:
+        if self.method not in SPARSE_THROUGHOUT or self.multiplier > 1 or self.start is not None:
             return 2
         return 0 if self.method == "small-dense" or self.distribution == "uniform" else 1
 
@@ -210,6 +213,7 @@ def _summary(runs: Sequence[StoredRun], variant: str) -> Summary:
         sparsity=shared("sparsity"),
         n=len(finished),
         diverged=len(runs) - len(finished),
+        start=(DEFAULTS | runs[0].config)["start"],
         mean=statistics.fmean(accuracies) if accuracies else None,
         std=statistics.stdev(accuracies) if len(accuracies) > 1 else None,
         median=statistics.median(accuracies) if accuracies else None,

@@ -330,7 +330,8 @@ def _escape(text: str) -> str:
 
 def to_csv(summaries: Iterable[Summary]) -> str:
     """One line for each of `summaries`, with all its numbers in full; an empty field is a number that there is not."""
-    fields = [field.name for field in dataclasses.fields(Summary) if field.name != "layer_densities"]
+    said = ("layer_densities", "start")  # in figures, and where it tells rows apart in `variant`
+    fields = [field.name for field in dataclasses.fields(Summary) if field.name not in said]
     text = io.StringIO()
     writer = csv.DictWriter(text, ["label", *fields], lineterminator="\n")
     writer.writeheader()

@@ -116,6 +116,23 @@ def test_rows_have_the_labels_and_the_order_of_the_report(study: tuple[Summary, 
     assert len(table.groups) == len(GROUPS)
 
 
+def test_what_an_earlier_run_or_many_passes_cost_is_in_no_group_of_the_cheap(tmp_path: Path) -> None:
+    """Whether or not the row says so: a folder may hold nothing else."""
+    store_run(tmp_path, "rigl", accuracy=96.0, distribution="uniform")
+    store_run(tmp_path, "obd", accuracy=99.0, result={"train_ratio": 0.58})
+    store_run(tmp_path, "grasp", accuracy=97.0)
+    for distribution in ("uniform", "erk"):
+        for start in ("rigl-sm", "rigl-sm-densities"):
+            store_run(tmp_path, "rigl", accuracy=98.0, distribution=distribution, start=start)
+    table = table_of(tmp_path)
+    best = [[row.label for row in group if row.cells[0].best] for group in table.groups]
+    assert best == [["RigL"], ["GraSP"], ["OBD"]]
+    assert [len(group) for group in table.groups] == [1, 1, 5]
+    store_run(tmp_path / "alone", "rigl", accuracy=98.0, start="rigl-sm")
+    (cell,) = summarise(read_runs(tmp_path / "alone"))
+    assert (cell.label, cell.group) == ("RigL (ERK)", 2)
+
+
 def test_best_of_each_group_at_each_sparsity(study: tuple[Summary, ...]) -> None:
     (table,) = make_tables(study)
     assert [[row.label for row in group if row.cells[0].best] for group in table.groups] == [
