@@ -31,7 +31,7 @@ IMP_FRACTION = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One training run. Two runs with equal fields are the same run and share one folder.
+    """One training run. Two runs with equal fields are the same run and share one folder, a 1 being equal to a 1.0.
 
     The defaults are the dense run of the digits study.
 
@@ -120,6 +120,9 @@ class RunConfig:
     """Measure at the end the time of a step beside the dense net's, of rigl-struct with its dead channels removed."""
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if field.type in KINDS:
+                object.__setattr__(self, field.name, _as_kind(getattr(self, field.name), KINDS[str(field.type)]))
         _one_of("method", self.method, METHODS)
         if isinstance(self.multiplier, float) and self.multiplier.is_integer():
             object.__setattr__(self, "multiplier", int(self.multiplier))  # 2.0 is the same run as 2
@@ -139,11 +142,14 @@ class RunConfig:
             _one_of("distribution", self.distribution, DISTRIBUTIONS)
         elif self.distribution is not None:
             raise ValueError(f"method {self.method} takes no distribution, given {self.distribution!r}: leave it out")
-        if not (math.isfinite(self.multiplier) and self.multiplier >= 1):
-            raise ValueError(f"multiplier must be 1 or more, given {self.multiplier}")
+        if not 1 <= self.multiplier < 2**31:
+            raise ValueError(f"multiplier must be 1 or more, and less than 2^31, given {self.multiplier}")
         for name in ("epochs", "batch_size", "every", "decay_steps", "sequence_length"):
             if not 1 <= getattr(self, name) < 2**31:
                 raise ValueError(f"{name} must be 1 or more, and less than 2^31, given {getattr(self, name)}")
+        if self.epochs * self.multiplier >= 2**31:
+            given = f"{self.epochs} and {self.multiplier}"
+            raise ValueError(f"epochs times multiplier must be less than 2^31, given {given}: give a shorter training")
         for name in ("learning_rate", "momentum", "weight_decay", "clip"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
@@ -248,6 +254,23 @@ class RunConfig:
                 f"unknown field {', '.join(unknown)} in a run's configuration: written by another version?"
             )
         return cls(**fields)
+
+
+KINDS: dict[object, type[int] | type[float]] = {"float": float, "int": int, "bool": bool}
+"""What a field of such an annotation holds."""
+
+
+def _as_kind(value: Any, kind: type[int] | type[float]) -> Any:
+    """The value as one of this kind where it is equal to one; else as it is, for whoever checks it.
+
+    >>> _as_kind(1, float), _as_kind(60.0, int), _as_kind(0.5, int), _as_kind("1", float)
+    (1.0, 60, 0.5, '1')
+    """
+    try:
+        same = kind(value)
+    except (TypeError, ValueError, OverflowError):
+        return value
+    return same if same == value else value
 
 
 def check_seconds(name: str, seconds: float) -> None:

@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import json
 import subprocess
 import sys
 
@@ -97,6 +98,23 @@ def test_every_field_makes_another_run() -> None:
         assert one.run_id != other.run_id
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"learning_rate": 1}, {"learning_rate": 1.0}),
+        ({"clip": 10}, {"clip": 10.0}),
+        ({"epochs": 50.0}, {"epochs": 50}),
+        ({"multiplier": 2.0}, {"multiplier": 2}),
+        ({"nesterov": 1}, {"nesterov": True}),
+        ({"seed": True}, {"seed": 1}),
+    ],
+)
+def test_equal_runs_share_a_folder(one: dict[str, object], other: dict[str, object]) -> None:
+    assert RunConfig(**one) == RunConfig(**other)
+    assert RunConfig(**one).run_id == RunConfig(**other).run_id
+    assert json.dumps(RunConfig(**one).to_dict()) == json.dumps(RunConfig(**other).to_dict())
+
+
 def test_fields_at_their_defaults_do_not_enter_the_id() -> None:
     assert RunConfig(epochs=60, model="lenet-300-100", seed=0).run_id == RunConfig().run_id
 
@@ -144,7 +162,11 @@ def test_from_dict_refuses_what_it_does_not_know() -> None:
         ({"epochs": 0}, "epochs must be 1 or more, and less than 2\\^31, given 0"),
         ({"batch_size": 10**20}, "batch_size must be 1 or more, and less than 2\\^31, given 1000"),
         ({"multiplier": 0}, "multiplier must be 1 or more"),
-        ({"multiplier": float("inf")}, "multiplier must be 1 or more, given inf"),
+        ({"multiplier": float("inf")}, "multiplier must be 1 or more, and less than 2\\^31, given inf"),
+        ({"multiplier": float("nan")}, "multiplier must be 1 or more, and less than 2\\^31, given nan"),
+        ({"multiplier": 10**400}, "multiplier must be 1 or more, and less than 2\\^31, given 1000"),
+        ({"multiplier": 1e308}, "multiplier must be 1 or more, and less than 2\\^31"),
+        ({"epochs": 2**20, "multiplier": 2**12}, "times multiplier must be less than 2\\^31, given 1048576 and 4096"),
         ({"method": "rigl", "sparsity": 0.9, "start": "trained"}, "unknown start 'trained': choose one of rigl-sm"),
         ({"method": "set", "sparsity": 0.9, "start": "rigl-sm"}, "method set takes no start, given 'rigl-sm'"),
         ({"method": "imp", "sparsity": 0.9}, r"imp reaches the sparsities 1 - 0.8\^L, given 0.9: take"),
