@@ -34,15 +34,19 @@ def take_threads(threads: int) -> None:
 
 
 def device_named(name: str) -> torch.device:
-    """The device, refused with ValueError where there is none of that name."""
+    """The device, refused with ValueError where there is none of that name that holds values."""
+    remedy = "give cpu, or cuda where there is one"
     try:
-        torch.empty(0, device=name)
+        device = torch.device(name)
+    except RuntimeError:  # its text lists every device that torch has ever known
+        raise ValueError(f"no device {name!r} on this machine: {remedy}") from None
+    if device.type == "meta":
+        raise ValueError(f"the device {name!r} holds shapes and no values, so nothing is trained there: {remedy}")
+    try:
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"no device {name!r} on this machine ({reason}): give cpu, or cuda where there is one"
-        ) from None
-    return torch.device(name)
+        raise ValueError(f"no device {name!r} on this machine ({str(error).splitlines()[0]}): {remedy}") from None
+    return device
 
 
 def gains_from_bf16(device: torch.device) -> bool:
