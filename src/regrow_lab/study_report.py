@@ -29,8 +29,14 @@ def cells_of(runs: Sequence[StoredRun]) -> tuple[Summary, ...]:
 
 
 def study_of(directory: Path) -> dict[str, Any]:
-    """The content of study.json; empty where the folder is not that of a study."""
-    return store.read_study(directory)
+    """The content of study.json; empty where the folder is not that of a study. Raises ValueError if it is damaged."""
+    study = store.read_study(directory)
+    if study and "seeds" not in study:
+        raise ValueError(
+            f"{directory / 'study.json'} is damaged: it does not say how many seeds; "
+            "delete it, and the study's command makes it anew"
+        )
+    return study
 
 
 def study_tables(study: Mapping[str, Any], runs: Sequence[StoredRun], summaries: Sequence[Summary]) -> tuple[Grid, ...]:

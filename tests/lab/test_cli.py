@@ -112,6 +112,18 @@ def test_a_damaged_study_is_one_line(
     assert said.count("\n") == 1
 
 
+def test_a_study_that_lost_its_seeds_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("OUT/runs").mkdir(parents=True)
+    Path("OUT/study.json").write_text('{"schema": 1, "study": "digits"}')
+    assert main(["report", "OUT"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("regrow: OUT/study.json is damaged: it does not say how many seeds; delete it, and")
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize("name", ["config.json", "result.json", "metrics.jsonl", "study.json"])
 def test_brackets_in_brackets_are_one_line(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
