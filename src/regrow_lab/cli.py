@@ -44,7 +44,7 @@ class Flops:
     """Steps between two updates of the masks (dT)."""
     total_steps: int = 88_000
     """Steps of the whole training, which gradual pruning averages over."""
-    pruning_start: float = 700 / 88_000
+    pruning_start: float = 700.5 / 88_000
     """Share of the training before gradual pruning begins."""
     json: bool = False
     """Print JSON."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from regrow_lab import store
-from regrow_lab.cli import _without_box, main
+from regrow_lab.cli import Flops, _without_box, main
 from regrow_lab.config import RunConfig
 from regrow_lab.studies import STUDIES
 
@@ -325,6 +325,10 @@ def test_flops_that_training_decides_are_called_estimated(capsys: pytest.Capture
     assert counted["snip"]["train_ratio"] == pytest.approx(0.1, abs=1e-4)
     # The stem keeps its 16 channels, so a small net of a tenth of the weights has a little more of the FLOPs.
     assert counted["small-dense"]["test_ratio"] == pytest.approx(0.107, abs=0.01)
+
+
+def test_pruning_begins_at_the_steps_of_the_paper_where_nothing_else_is_said() -> None:
+    assert int(Flops("wrn-22-2").pruning_start * 88_000) == 700
 
 
 def test_a_ticket_costs_the_runs_that_it_comes_from_too(capsys: pytest.CaptureFixture[str]) -> None:
