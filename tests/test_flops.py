@@ -422,6 +422,24 @@ def test_batched_and_left_hand_weights() -> None:
     assert count_flops(einsum, torch.zeros(2, 5, 4)).dense == 2 * 10 * 24
 
 
+@pytest.mark.parametrize(
+    "forward",
+    [lambda self, x: self.w @ x, lambda self, x: x @ self.w.T, lambda self, x: torch.addmv(self.b, self.w, x)],
+    ids=["left", "right", "addmv"],
+)
+def test_a_product_with_a_vector_counts(forward: Callable[[Call, Tensor], Tensor]) -> None:
+    model = Call(forward, w=torch.zeros(6, 4), b=torch.zeros(6))
+    mask = random_mask(model.w)
+    assert count_flops(model, torch.zeros(4), {"w": mask}).layers == {"w": LayerFlops(2 * 24, 2 * int(mask.sum()))}
+
+
+def test_a_bilinear_layer_counts_each_weight_once_a_sample() -> None:
+    layer = nn.Bilinear(4, 5, 6)
+    mask = random_mask(layer.weight)
+    flops = count_flops(layer, (torch.zeros(2, 7, 4), torch.zeros(2, 7, 5)), {"weight": mask})
+    assert flops.layers == {"weight": LayerFlops(2 * 14 * 120, 2 * 14 * int(mask.sum()))}
+
+
 def test_learned_queries_count_under_the_layer() -> None:
     model = Call(lambda self, x: F.linear(self.queries, self.w), queries=torch.zeros(7, 4), w=torch.zeros(5, 4))
     assert count_flops(model, torch.zeros(1)).layers == {"w": LayerFlops(2 * 7 * 20, 2 * 7 * 20)}

@@ -44,9 +44,10 @@ class Flops:
 def count_flops(model: nn.Module, example_input: Any, masks: Mapping[str, Tensor] | None = None) -> Flops:
     """FLOPs of the forward pass of ``example_input``: 2 · MACs · density, summed over the layers.
 
-    Convolutions and matrix products with a weight count, whatever module they run in; products of two activations
-    (attention scores), normalisation, pooling, sums and embeddings are free. A tied weight adds up under one name. A
-    tensor computed elementwise from weights alone (a cast, weight normalisation) stands for the weight.
+    Convolutions and matrix products with a weight count, whatever module they run in, those with a vector and bilinear
+    ones too; products of two activations (attention scores), normalisation, pooling, sums and embeddings are free. A
+    tied weight adds up under one name. A tensor computed elementwise from weights alone (a cast, weight normalisation)
+    stands for the weight.
     The pass runs in eval mode without autograd, and leaves the model, the RNGs and the input as they were.
 
     Args:
@@ -115,8 +116,9 @@ def train_flops(algorithm: Algorithm, sparse: float, dense: float) -> float:
 
 
 # Position of the first of an operation's two factors. With fused kernels off, every layer's work comes down to these.
-# Matrix-vector products are left out: in networks they estimate norms (spectral normalisation), they are no layer.
 _FACTORS = {aten.mm: 0, aten.bmm: 0, aten.convolution: 0, aten.addmm: 1, aten.baddbmm: 1}
+_FACTORS |= {aten.mv: 0, aten.addmv: 1, aten._trilinear: 0}
+_WITH_VECTORS = (aten.mv, aten.addmv)  # of weights and buffers alone they estimate a norm (spectral normalisation)
 _COPIES = (aten._to_copy, aten._weight_norm_interface)
 
 
@@ -126,6 +128,8 @@ def _cost(operation: Any, args: tuple[Any, ...], output: Tensor) -> int:
         images, kernels, transposed = args[0], args[1], args[6]
         positions = (images if transposed else output).shape[2:]
         return 2 * int(images.shape[0]) * prod(positions) * int(kernels.numel())
+    if operation is aten._trilinear:  # of nn.Bilinear: each weight is multiplied once a sample
+        return 2 * int(args[0].shape[0]) * int(args[1].numel())
     left = args[_FACTORS[operation]]
     return 2 * output.numel() * int(left.shape[-1])
 
@@ -220,7 +224,8 @@ class _FlopCounter(TorchDispatchMode):
             if parts is not NotImplemented:
                 return parts
         output = func(*args, **(kwargs or {}))
-        if operation in _FACTORS:
+        estimates_norm = operation in _WITH_VECTORS and all(map(self._is_constant, args[:3]))
+        if operation in _FACTORS and not estimates_norm:
             first = _FACTORS[operation]
             # The weight is the second factor wherever both are parameters (learned queries through a linear layer).
             found = self._find(args[first + 1]) or self._find(args[first])
