@@ -323,3 +323,79 @@ def test_the_smaller_net_needs_fewer_flops() -> None:
     small = regrow.remove_dead_channels(model, sparsifier.masks, example)
     masked = regrow.count_flops(model, example, sparsifier.masks)
     assert regrow.count_flops(small, example).dense < 0.75 * masked.dense
+
+
+def residual_net() -> nn.Sequential:
+    """ImageNet's stem and four stages: at 32 × 32 the last is one pixel, where every padded convolution looks flat."""
+
+    class Block(nn.Module):
+        def __init__(self, before: int, width: int, stride: int) -> None:
+            super().__init__()
+            self.one, self.norm = nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+            self.two, self.last = nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+            self.beside = nn.Conv2d(before, width, 1, stride) if stride > 1 else nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(self.last(self.two(F.relu(self.norm(self.one(x))))) + self.beside(x))
+
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 7, 2, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1), Block(8, 8, 1)),
+        *(Block(8, 8, 2), Block(8, 8, 2), Block(8, 16, 2)),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)),
+    )
+
+
+def pooled(*between: nn.Module) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.Sigmoid(), *between, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
+    )
+
+
+class Bordered(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return self[1](F.pad(self[0](x), (1, 1, 1, 1), value=3.0)).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("model", "layer", "size", "other"),
+    [
+        (residual_net(), "6.one.weight", 32, 64),
+        (pooled(nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.ReLU()), "0.weight", 8, 24),
+        (pooled(nn.AvgPool2d(3, 2, 1)), "0.weight", 8, 32),
+        (Bordered(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 1)), "0.weight", 8, 9),
+        # Outputs of 4 × 4 from both, and only the odd size has a tap over the right edge.
+        (nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 3, 2, 1)), "0.weight", 8, 7),
+    ],
+)
+def test_a_constant_that_depends_on_the_size_holds_for_inputs_of_that_size_only(model, layer, size, other) -> None:
+    masks = kill(lively(model), {layer: [1, 6]})
+    small = check(model, masks, (3, size, size))
+    assert small.get_parameter(layer).shape[0] == model.get_parameter(layer).shape[0] - 2
+    for net in (small, copy.deepcopy(small)):
+        with pytest.raises(AssertionError, match="make it again with an example_input of the new size"):
+            net(torch.randn(2, 3, other, other))
+    check(model, masks, (3, other, other))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pooled(nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular"), nn.AvgPool2d(2)),
+        pooled(nn.AvgPool2d(3, 2, 1, count_include_pad=False), nn.MaxPool2d(3, 1, 1)),
+        pooled(nn.Conv2d(8, 8, 1), nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(8, 8, 3)),
+    ],
+)
+def test_a_constant_that_does_not_depend_on_the_size_leaves_every_size_open(model) -> None:
+    small = check(model, kill(lively(model), {"0.weight": [1, 6]}), (3, 8, 8))
+    bigger = torch.randn(2, 3, 24, 20)
+    assert torch.allclose(outputs(small, bigger), outputs(model, bigger), atol=1e-4)
+
+
+def test_padding_does_not_show_where_only_the_middle_tap_is_alive() -> None:
+    model = lively(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 3, padding=1)))
+    masks = kill(model, {"0.weight": [1, 6]})
+    model[1].weight.data[:, :, [0, 2]] = 0
+    model[1].weight.data[:, :, :, [0, 2]] = 0
+    small = check(model, masks, (3, 1, 1))
+    bigger = torch.randn(2, 3, 9, 9)
+    assert torch.allclose(outputs(small, bigger), outputs(model, bigger), atol=1e-4)

@@ -13,26 +13,47 @@ from torch.utils import _pytree as pytree
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 SUMS = {"add", "iadd", "add_", "mul", "imul", "mul_"}
+SCALINGS = {*SUMS, "sub", "truediv", "div", "clamp"}
 RESHAPES = {"flatten", "view", "reshape", "squeeze"}
 CHANNELWISE = {
     *("relu", "relu_", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "sigmoid", "tanh"),
     *("hardtanh", "hardswish", "hardsigmoid", "softplus", "softsign", "logsigmoid", "clamp", "identity"),
     *("dropout", "dropout1d", "dropout2d", "dropout3d", "alphadropout", "featurealphadropout"),
-    *(f"{kind}pool{n}d" for kind in ("max", "avg", "adaptiveavg", "adaptivemax") for n in (1, 2, 3)),
-    *(f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_avg", "adaptive_max") for n in (1, 2, 3)),
-    *("upsample", "interpolate", "pad", "zeropad1d", "zeropad2d", "zeropad3d", "contiguous", "clone", "to", "float"),
+    *("contiguous", "clone", "to", "float"),
     *("neg", "sub", "truediv", "div"),  # of a tensor and a number
 }
-"""What maps each channel by itself: names of functions and methods, and of modules in lower case."""
+"""What maps each number by itself: names of functions and methods, and of modules in lower case."""
+AVERAGES = {f"{kind}{n}d" for kind in ("avgpool", "avg_pool") for n in (1, 2, 3)}
+POSITIONS = {
+    f"{kind}{n}d": n
+    for kind in (
+        *("maxpool", "avgpool", "adaptiveavgpool", "adaptivemaxpool", "zeropad"),
+        *("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool"),
+    )
+    for n in (1, 2, 3)
+}
+RESIZES = {"upsample", "interpolate", "pad"}
+"""What maps each channel by itself along its positions: of these along how many dimensions, of those along any."""
 
 
 @dataclass(frozen=True)
 class Channels:
-    """The channels of one tensor: their dimension, the atom of each, and which are the same whatever the input."""
+    """The channels of one tensor: their dimension, the atom of each, and which are the same whatever the input.
+
+    Of these, ``sized`` are those that may be another image or constant for inputs of another size; the others hold one
+    number at every position of inputs of every size.
+    """
 
     dim: int
     atoms: list[int]
     fixed: Tensor
+    sized: Tensor
+
+    @classmethod
+    def varying(cls, dim: int, atoms: list[int]) -> "Channels":
+        """All of them depend on the input."""
+        none = torch.zeros(len(atoms), dtype=torch.bool)
+        return cls(dim, atoms, none, none)
 
 
 @dataclass(frozen=True)
@@ -155,11 +176,14 @@ class ChannelGraph(fx.Interpreter):
         operation = _name(node, self)
         if operation in ("cat", "concat"):
             return self._concatenated(node, sources)
-        if operation in SUMS and len(sources) == 2:
+        if operation in SUMS and len(sources) == len(node.all_input_nodes) == 2:
             return self._joined(node, sources)
         if len(sources) != 1:
             return None
         (value,) = (self._values[source] for source in node.all_input_nodes if source in self._values)
+        if operation in POSITIONS or operation in RESIZES:
+            module = self.fetch_attr(str(node.target)) if node.op == "call_module" else None
+            return _along_positions(operation, node, module, value, sources[0], result)
         return _same_channels(operation, node, value, sources[0], result)
 
     def _parametrised(
@@ -180,36 +204,47 @@ class ChannelGraph(fx.Interpreter):
         else:
             dim = 1
             if module.groups > 1:
-                return self._grouped(name, module, source)
+                return self._grouped(node, module, source)
         alive = self.alive.get(f"{name}.weight", torch.ones_like(module.weight, dtype=torch.bool)).transpose(0, 1)
         read = alive.flatten(1).any(dim=1).cpu()
         followed = source.dim == dim and len(source.atoms) == len(read)
         if not followed:
             self._block(source, f"'{name}' along another dimension")
-            source = Channels(dim, [], torch.zeros(len(read), dtype=torch.bool))
+            none = torch.zeros(len(read), dtype=torch.bool)
+            source = Channels(dim, [], none, none)
         inner = alive.transpose(0, 1).flatten(2) if alive.dim() > 2 else alive.transpose(0, 1).unsqueeze(2)
-        fixed = ~(inner.any(dim=2).cpu() & ~source.fixed).any(dim=1)
+        reads = inner.any(dim=2).cpu()
+        fixed = ~(reads & ~source.fixed).any(dim=1)
         self.needed += [a for a, r, f in zip(source.atoms, read, source.fixed, strict=followed) if r and not f]
+        sized = (reads & (self._sized_within(node, module, source) if followed else source.sized)).any(dim=1)
         outputs = self.atoms.new(len(fixed))
         self.uses.append(Use(name, source if followed else None, outputs, example))
-        return Channels(dim, outputs, fixed)
+        return Channels(dim, outputs, fixed, fixed & sized)
 
-    def _grouped(self, name: str, module: nn.Module, source: Channels) -> Channels | None:
+    def _grouped(self, node: fx.Node, module: nn.Module, source: Channels) -> Channels | None:
         """Depthwise: input and outputs of a group live together. Other groups keep all their channels."""
         assert isinstance(module, CONVOLUTIONS)
         if source.dim != 1:
             return None
-        times, dead = module.out_channels // module.in_channels, torch.zeros(module.out_channels, dtype=torch.bool)
+        name, times = str(node.target), module.out_channels // module.in_channels
         if module.groups != module.in_channels:
             self.pinned += source.atoms
             outputs = self.atoms.new(module.out_channels)
             self.pinned += outputs
-            return Channels(1, outputs, dead)
+            return Channels.varying(1, outputs)
+        dead = torch.zeros(module.out_channels, dtype=torch.bool)
         if f"{name}.weight" in self.alive:
             dead = ~self.alive[f"{name}.weight"].flatten(1).any(dim=1).cpu()
         outputs = [atom for atom in source.atoms for _ in range(times)]
         self.uses.append(Use(name, source, outputs))
-        return Channels(1, outputs, dead | source.fixed.repeat_interleave(times))
+        sized = self._sized_within(node, module, source).repeat_interleave(times)
+        return Channels(1, outputs, dead | source.fixed.repeat_interleave(times), ~dead & sized)
+
+    def _sized_within(self, node: fx.Node, module: nn.Module, source: Channels) -> Tensor:
+        """Channels that a layer sees as an image of the input's size: those that were one, and those that it pads."""
+        if not is_zero_padded(module):
+            return source.sized
+        return source.sized | _nonzero(self._values[node.all_input_nodes[0]], source)
 
     def _concatenated(self, node: fx.Node, sources: list[Channels]) -> Channels | None:
         dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
@@ -221,7 +256,8 @@ class ChannelGraph(fx.Interpreter):
         if len(found) != len(parts) or any(source.dim != dim % rank for source in found):
             return None
         atoms = [atom for source in found for atom in source.atoms]
-        return Channels(dim % rank, atoms, torch.cat([source.fixed for source in found]))
+        fixed, sized = (torch.cat([getattr(source, which) for source in found]) for which in ("fixed", "sized"))
+        return Channels(dim % rank, atoms, fixed, sized)
 
     def _joined(self, node: fx.Node, sources: list[Channels]) -> Channels | None:
         one, other = (self._values[source] for source in node.all_input_nodes if source in self._values)
@@ -229,7 +265,7 @@ class ChannelGraph(fx.Interpreter):
         if one.dim() != other.dim() or first.dim != second.dim or len(first.atoms) != len(second.atoms):
             return None
         self.atoms.join(first.atoms, second.atoms)
-        joined = Channels(first.dim, first.atoms, first.fixed & second.fixed)
+        joined = Channels(first.dim, first.atoms, first.fixed & second.fixed, first.sized | second.sized)
         if _name(node, self).endswith("_") and isinstance(node.args[0], fx.Node):
             self._known[node.args[0]] = joined  # the sum was written onto the first term
         return joined
@@ -244,7 +280,7 @@ class ChannelGraph(fx.Interpreter):
         self._keep_sources(node)
         atoms = self.atoms.new(result.shape[1] if result.dim() > 1 else 0)
         self.pinned += atoms
-        return Channels(1, atoms, torch.zeros(len(atoms), dtype=torch.bool))
+        return Channels.varying(1, atoms)
 
     def _keep_sources(self, node: fx.Node) -> None:
         for source in node.all_input_nodes:
@@ -267,8 +303,46 @@ def _name(node: fx.Node, interpreter: fx.Interpreter) -> str:
     return target if isinstance(target, str) else getattr(target, "__name__", str(target))
 
 
+def is_zero_padded(module: nn.Module) -> bool:
+    """Whether a convolution's outputs at the border see zeros that are none of the input's."""
+    if not isinstance(module, CONVOLUTIONS) or module.padding_mode != "zeros":
+        return False
+    return any(module._reversed_padding_repeated_twice)  # also of padding="same"
+
+
+def _nonzero(value: Tensor, source: Channels) -> Tensor:
+    return value.movedim(source.dim, 0).flatten(1).any(dim=1).cpu()
+
+
+def _along_positions(
+    operation: str, node: fx.Node, module: nn.Module | None, value: Tensor, source: Channels, result: Tensor
+) -> Channels | None:
+    """Channels of what a pool, a padding or a resizing gives, where it does not run along them."""
+    dimensions = POSITIONS.get(operation, max(1, value.dim() - 2))
+    if source.dim != 1 or value.dim() != dimensions + 2 or result.shape[:2] != value.shape[:2]:
+        return None
+
+    def setting(name: str, position: int, default: Any) -> Any:
+        if module is not None:
+            return getattr(module, name, default)
+        return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+    bordered = torch.zeros_like(source.sized)
+    if operation in AVERAGES:
+        padding = setting("padding", 3, 0)
+        padded = any(padding) if isinstance(padding, (tuple, list)) else bool(padding)
+        # A divisor of one's own is wrong for a window that stands over the edge, as ceil_mode lets it.
+        if (padded and setting("count_include_pad", 5, True)) or setting("divisor_override", 6, None) is not None:
+            bordered = _nonzero(value, source)
+    elif "pad" in operation and setting("mode", 2, "constant") == "constant":
+        bordered = _nonzero(value, source) if not setting("value", 3, None) else ~bordered
+    return Channels(1, source.atoms, source.fixed, source.sized | (source.fixed & bordered))
+
+
 def _same_channels(operation: str, node: fx.Node, value: Tensor, source: Channels, result: Tensor) -> Channels | None:
     """Channels of what an operation on one tensor gives, where it keeps them apart."""
+    if operation in SCALINGS and len(node.all_input_nodes) > 1:  # with a number that is taken from the input's shape
+        return None
     if operation in CHANNELWISE | SUMS:
         kept = result.shape[:2] == value.shape[:2] if source.dim == 1 else result.shape == value.shape
         return source if kept else None
@@ -285,5 +359,5 @@ def _same_channels(operation: str, node: fx.Node, value: Tensor, source: Channel
         if result.dim() == 2 and result.numel() == value.numel():
             times = math.prod(value.shape[2:])
             atoms = [atom for atom in source.atoms for _ in range(times)]
-            return Channels(1, atoms, source.fixed.repeat_interleave(times))
+            return Channels(1, atoms, source.fixed.repeat_interleave(times), source.sized.repeat_interleave(times))
     return None

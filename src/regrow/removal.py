@@ -9,11 +9,14 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from regrow.channel_graph import CONVOLUTIONS, ChannelGraph, Use
+from regrow.channel_graph import CONVOLUTIONS, ChannelGraph, Use, is_zero_padded
 from regrow.layers import unwrap
 
 UNIFORM = 1e-9
 """Relative spread, in double precision, under which an image counts as one value."""
+
+
+OTHER_SIZE = "this net was made smaller for inputs of one size: make it again with an example_input of the new size"
 
 
 class Offset(nn.Module):
@@ -25,11 +28,24 @@ class Offset(nn.Module):
         self.register_buffer("offset", offset)
 
     def forward(self, x: Tensor) -> Tensor:
-        torch._assert(
-            x.shape[1:] == self.offset.shape[1:],
-            "this net was made smaller for inputs of one size: make it again with an example_input of the new size",
-        )
         return x + self.offset
+
+
+class OneSize:
+    """A forward pre-hook of a net that constants were computed into which depend on the size of its inputs."""
+
+    def __init__(self, arguments: tuple[Any, ...]) -> None:
+        self.sizes = [tuple(value.shape[1:]) for value in _inputs(arguments)]
+
+    def __call__(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        found = _inputs((arguments, keywords))
+        torch._assert(len(found) == len(self.sizes), OTHER_SIZE)
+        for value, size in zip(found, self.sizes, strict=True):
+            torch._assert(value.shape[1:] == size, OTHER_SIZE)
+
+
+def _inputs(arguments: Any) -> list[Any]:
+    return [value for value in tree_leaves(arguments) if isinstance(value, (Tensor, fx.Proxy))]
 
 
 def remove_dead_channels(model: nn.Module, masks: Mapping[str, Tensor], example_input: Any) -> nn.Module:
@@ -39,8 +55,9 @@ def remove_dead_channels(model: nn.Module, masks: Mapping[str, Tensor], example_
     weights that make it are dead. Batch norm, activations, pools, depthwise convolutions, sums, concatenation and
     flatten are followed; a channel of a sum (residual nets) goes only if it may go in all its terms. The constant that
     a removed channel still had, from a bias or batch norm's shift, moves into the bias of the layer that read it. Where
-    zero padding makes it differ at the border it moves into an image that is added there, and the net then takes inputs
-    of the example's size only.
+    zero padding (of convolutions, mean pools, ``pad``) makes it differ at the border it moves into an image that is
+    added there. That image, or what a global pool makes of it, is another for another size, so the net then takes
+    inputs of the example's size only: a forward pre-hook raises AssertionError for any other.
 
     Args:
         model: a net of Conv1d/2d/3d, Linear, BatchNorm and the usual activations and pools, that torch.fx can trace.
@@ -75,8 +92,9 @@ def remove_dead_channels(model: nn.Module, masks: Mapping[str, Tensor], example_
         trials = [arguments, tree_map_only(Tensor, _another, arguments)]
         expected = [graph.run(*tree_map_only(Tensor, torch.clone, arguments)), small(*trials[1])]
         removed = graph.removable()
-        for use in graph.uses:
-            _cut(small, graph, use, removed)
+        sized = [_cut(small, graph, use, removed) for use in graph.uses]
+        if any(sized):
+            small.register_forward_pre_hook(OneSize(arguments), with_kwargs=True)
         for trial, outputs in zip(trials, expected, strict=True):
             _compare(outputs, small, trial)
     for module, training in modes:
@@ -107,8 +125,12 @@ def _traced(model: nn.Module, masks: Mapping[str, Tensor]) -> ChannelGraph:
         ) from error
 
 
-def _cut(model: nn.Module, graph: ChannelGraph, use: Use, removed: set[int]) -> None:
-    """Takes the removed channels out of one module, and puts what they gave into its bias or beside it."""
+def _cut(model: nn.Module, graph: ChannelGraph, use: Use, removed: set[int]) -> bool:
+    """Takes the removed channels out of one module, and puts what they gave into its bias or beside it.
+
+    Returns:
+        Whether that holds for inputs of the example's size only.
+    """
     module = model.get_submodule(use.name)
     outputs = torch.tensor([i for i, atom in enumerate(use.outputs) if graph.atoms.root(atom) not in removed])
     if isinstance(module, _BatchNorm):
@@ -118,7 +140,7 @@ def _cut(model: nn.Module, graph: ChannelGraph, use: Use, removed: set[int]) -> 
         for name in ("running_mean", "running_var"):
             if getattr(module, name) is not None:
                 setattr(module, name, getattr(module, name)[outputs.to(getattr(module, name).device)])
-        return
+        return False
     assert isinstance(module, (*CONVOLUTIONS, nn.Linear))
     _keep(module, "weight", outputs)
     _keep(module, "bias", outputs)
@@ -129,17 +151,18 @@ def _cut(model: nn.Module, graph: ChannelGraph, use: Use, removed: set[int]) -> 
     else:
         module.out_channels = len(outputs)
     if not any(gone):
-        return
+        return False
     if not isinstance(module, nn.Linear) and module.groups > 1:
         module.in_channels = module.groups = len(left)
-        return
-    given = _given(module, use, torch.tensor([i for i, away in enumerate(gone) if away]))
+        return False
+    away = torch.tensor(gone).nonzero().flatten()
+    given, sized = _given(module, use, away), _is_sized(module, use, away)
     _keep(module, "weight", left, dim=1)
     if isinstance(module, nn.Linear):
         module.in_features = len(left)
     else:
         module.in_channels = len(left)
-    _add(model, use.name, module, given)
+    return _add(model, use.name, module, given) or sized
 
 
 def _keep(module: nn.Module, name: str, positions: Tensor, dim: int = 0) -> None:
@@ -161,19 +184,49 @@ def _given(module: nn.Module, use: Use, gone: Tensor) -> Tensor:
     return given.movedim(1, -1)
 
 
-def _add(model: nn.Module, name: str, module: Any, given: Tensor) -> None:
-    """Adds channels-last values to the bias if they are the same everywhere, else as an image."""
+def _is_sized(module: nn.Module, use: Use, gone: Tensor) -> bool:
+    """Whether what removed input channels give may be something else for inputs of another size.
+
+    With t_k = Σ_c w_ck v_c for the taps k of a zero-padded convolution, an output is the sum of those t_k that do not
+    stand over the edge. It is the same everywhere, for every size and stride, if it is so at stride 1 for an input that
+    is too large for taps to stand over two opposite edges.
+    """
+    assert use.inputs is not None
+    assert use.example is not None
+    assert isinstance(module, (*CONVOLUTIONS, nn.Linear))
+    weight = module.weight[:, gone.to(module.weight.device)].double()
+    if bool((weight.transpose(0, 1).flatten(1).any(dim=1).cpu() & use.inputs.sized[gone]).any()):
+        return True
+    if not is_zero_padded(module):
+        return False
+    assert isinstance(module, CONVOLUTIONS)
+    values = use.example[:, gone.to(use.example.device)].flatten(2)[..., 0].double()
+    taps = (weight * values.view(1, -1, *[1] * (weight.dim() - 2))).sum(dim=1, keepdim=True)
+    size = [2 * step * (kernel - 1) + 1 for step, kernel in zip(module.dilation, module.kernel_size, strict=True)]
+    image = nn.functional.pad(taps.new_ones(1, 1, *size), module._reversed_padding_repeated_twice)
+    convolve = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[len(size) - 1]
+    return not _is_uniform(convolve(image, taps, dilation=module.dilation).movedim(1, -1))
+
+
+def _is_uniform(given: Tensor) -> bool:
+    """Whether channels-last values are the same everywhere."""
     flat = given.flatten(0, -2)
-    low, high = flat.amin(dim=0), flat.amax(dim=0)
+    return float((flat.amax(dim=0) - flat.amin(dim=0)).max()) <= UNIFORM * float(flat.abs().max())
+
+
+def _add(model: nn.Module, name: str, module: Any, given: Tensor) -> bool:
+    """Adds channels-last values to the bias if they are the same everywhere, else as an image; whether it was one."""
+    flat = given.flatten(0, -2)
     if not bool(given.any()):
-        return
-    if float((high - low).max()) <= UNIFORM * float(flat.abs().max()):
+        return False
+    if _is_uniform(given):
         bias = flat[0].to(module.weight.dtype) if module.bias is None else (module.bias + flat[0]).to(module.bias.dtype)
         module.bias = nn.Parameter(bias, requires_grad=module.weight.requires_grad)
-        return
+        return False
     offset = given if isinstance(module, nn.Linear) else given.movedim(-1, 1)
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, nn.Sequential(module, Offset(offset.to(module.weight.dtype))))
+    return True
 
 
 def _another(value: Tensor) -> Tensor:
