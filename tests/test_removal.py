@@ -399,3 +399,47 @@ def test_padding_does_not_show_where_only_the_middle_tap_is_alive() -> None:
     small = check(model, masks, (3, 1, 1))
     bigger = torch.randn(2, 3, 9, 9)
     assert torch.allclose(outputs(small, bigger), outputs(model, bigger), atol=1e-4)
+
+
+class Rolled(nn.Sequential):
+    """Mixes channels with an operation that is known for what it does to positions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self[1](F.pad(self[0](x), (0, 0, 0, 0, 1, -1)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_the_comparison_finds_mixed_channels_in_every_precision(dtype) -> None:
+    model = lively(Rolled(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 3))).to(dtype)
+    masks = kill(model, {"0.weight": [1, 6]})
+    with pytest.raises(ValueError, match="mixes channels in a way that was not seen"):
+        regrow.remove_dead_channels(model, masks, torch.randn(2, 3, 6, 6, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_no_obstacle(dtype) -> None:
+    model = lively(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3)))
+    masks = kill(model, {"0.weight": [1, 6]})
+    small = regrow.remove_dead_channels(model.to(dtype), masks, torch.randn(2, 3, 8, 8, dtype=dtype))
+    assert widths(small) == [6, 6]
+
+
+def test_a_pool_along_the_features_of_a_linear_layer_is_not_followed() -> None:
+    for shape, dtype in (((12,), torch.float32), ((7, 12), torch.float32), ((12,), torch.bfloat16)):
+        model = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.AvgPool1d(3, 1, 1), nn.Linear(24, 5)).to(dtype)
+        masks = kill(lively(model), {"0.weight": [3, 20]})
+        with pytest.raises(ValueError, match="dead channels reach '2', and what it does with channels is not known"):
+            regrow.remove_dead_channels(model, masks, torch.randn(2, *shape, dtype=dtype))
+
+
+@pytest.mark.parametrize("value", [float("-inf"), float("inf"), float("nan")])
+def test_outputs_that_are_not_finite_are_compared_as_they_are(value) -> None:
+    class Choice(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[2](self[1](self[0](x))).masked_fill(self.illegal, value)
+
+    model = lively(Choice(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)))
+    model.register_buffer("illegal", torch.tensor([True, False, False, False]))
+    small = regrow.remove_dead_channels(model, kill(model, {"0.weight": [1]}), torch.randn(2, 6))
+    inputs = torch.randn(5, 6)
+    assert torch.allclose(outputs(small, inputs), outputs(model, inputs), atol=1e-5, equal_nan=True)
