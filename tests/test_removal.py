@@ -443,3 +443,15 @@ def test_outputs_that_are_not_finite_are_compared_as_they_are(value) -> None:
     small = regrow.remove_dead_channels(model, kill(model, {"0.weight": [1]}), torch.randn(2, 6))
     inputs = torch.randn(5, 6)
     assert torch.allclose(outputs(small, inputs), outputs(model, inputs), atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("weight", [True, False])
+@pytest.mark.parametrize("bias", [True, False, None])
+def test_a_bias_that_a_constant_moves_into_learns_if_it_did(weight, bias) -> None:
+    model = lively(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sigmoid(), nn.Conv2d(8, 5, 3, bias=bias is not None)))
+    model[2].weight.requires_grad_(weight)
+    if bias is not None:
+        model[2].bias.requires_grad_(bias)
+    small = check(model, kill(model, {"0.weight": [1]}), (3, 8, 8))
+    assert small[2].weight.requires_grad == weight
+    assert small[2].bias.requires_grad == (weight if bias is None else bias)

@@ -221,7 +221,8 @@ def _add(model: nn.Module, name: str, module: Any, given: Tensor) -> bool:
         return False
     if _is_uniform(given):
         bias = flat[0].to(module.weight.dtype) if module.bias is None else (module.bias + flat[0]).to(module.bias.dtype)
-        module.bias = nn.Parameter(bias, requires_grad=module.weight.requires_grad)
+        learns = (module.weight if module.bias is None else module.bias).requires_grad
+        module.bias = nn.Parameter(bias, requires_grad=learns)
         return False
     offset = given if isinstance(module, nn.Linear) else given.movedim(-1, 1)
     parent, _, child = name.rpartition(".")
