@@ -455,3 +455,41 @@ def test_a_bias_that_a_constant_moves_into_learns_if_it_did(weight, bias) -> Non
     small = check(model, kill(model, {"0.weight": [1]}), (3, 8, 8))
     assert small[2].weight.requires_grad == weight
     assert small[2].bias.requires_grad == (weight if bias is None else bias)
+
+
+class Asks(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self[1](F.relu(self[0](x)))
+        return x.mean((2, 3)) * self[1].out_channels / self[1].weight.shape[2]
+
+
+def test_a_layer_that_was_given_an_image_has_its_attributes_still() -> None:
+    model = lively(Asks(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 5, 3, padding=1)))
+    small = check(model, kill(model, {"0.weight": [1, 6]}), (3, 9, 9))
+    assert offsets(small) == 1
+    assert (small[1].in_channels, small[1].kernel_size, small[1].weight.shape) == (6, (3, 3), (5, 6, 3, 3))
+    inputs = torch.randn(2, 3, 9, 9)
+    assert torch.equal(outputs(copy.deepcopy(small), inputs), outputs(small, inputs))
+    assert not hasattr(small[1], "nosuch")
+
+
+@pytest.mark.parametrize(
+    ("model", "size"),
+    [
+        (nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 5)), (12,)),
+        (nn.Sequential(nn.Conv2d(3, 24, 3), nn.ReLU(), nn.Conv2d(24, 5, 3)), (3, 9, 9)),
+        (nn.Sequential(nn.Conv1d(3, 24, 3), nn.ReLU(), nn.Conv1d(24, 5, 3)), (3, 9)),
+    ],
+)
+def test_an_example_without_a_batch_dimension_is_refused(model, size) -> None:
+    with pytest.raises(ValueError, match=r"'0' is given a tensor of shape .*, without a batch dimension: make the") as error:
+        regrow.remove_dead_channels(model, kill(lively(model), {"0.weight": [3, 20]}), torch.randn(size))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_weights_that_are_computed_from_others_are_not_followed() -> None:
+    normed = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.utils.spectral_norm(nn.Conv2d(8, 5, 3)))
+    refused("dead channels reach '2'", normed, kill(normed, {"0.weight": [1, 6]}), (3, 9, 9))
+    normed = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.utils.weight_norm(nn.Conv2d(8, 5, 3)))
+    refused("cannot be copied .* call remove_weight_norm first", normed, kill(normed, {"0.weight": [1]}), (3, 9, 9))

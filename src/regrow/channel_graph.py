@@ -99,6 +99,7 @@ class ChannelGraph(fx.Interpreter):
 
     def __init__(self, graph_module: fx.GraphModule, alive: Mapping[str, Tensor]) -> None:
         super().__init__(graph_module)
+        self.extra_traceback = False  # torch's lines about the node, after the one that people are told
         self.alive = alive
         self.atoms = Atoms()
         self.uses: list[Use] = []
@@ -191,8 +192,15 @@ class ChannelGraph(fx.Interpreter):
     ) -> Channels | None:
         name, (source,) = str(node.target), sources
         whole = all(id(parameter) not in self._shared for parameter in module.parameters(recurse=False))
-        if not whole or self._calls[node.target] > 1 or hasattr(module, "parametrizations"):
+        computed = hasattr(module, "parametrizations") or "weight" not in module._parameters
+        if not whole or self._calls[node.target] > 1 or computed:
             return None
+        shape = tuple(self._values[node.all_input_nodes[0]].shape)
+        if len(shape) < (module.weight.dim() if isinstance(module, CONVOLUTIONS) else 2):
+            raise ValueError(
+                f"'{name}' is given a tensor of shape {shape}, without a batch dimension: make the example_input with "
+                "one, such as example_input.unsqueeze(0)"
+            )
         if isinstance(module, _BatchNorm):
             if source.dim != 1:
                 return None

@@ -20,15 +20,28 @@ OTHER_SIZE = "this net was made smaller for inputs of one size: make it again wi
 
 
 class Offset(nn.Module):
-    """Adds a fixed image: what removed channels with a constant value gave, where zero padding shows at the border."""
+    """A layer and a fixed image: what removed channels with a constant value gave it, where zero padding shows.
 
-    def __init__(self, offset: Tensor) -> None:
+    It has the attributes of the layer, which a net's forward may read.
+    """
+
+    def __init__(self, layer: nn.Module, offset: Tensor) -> None:
         super().__init__()
+        self.layer = layer
         self.offset: Tensor
         self.register_buffer("offset", offset)
 
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "layer":  # a copy that is being made
+                raise
+            return getattr(self.layer, name)
+
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.offset
+        found: Tensor = self.layer(x) + self.offset
+        return found
 
 
 class OneSize:
@@ -65,12 +78,13 @@ def remove_dead_channels(model: nn.Module, masks: Mapping[str, Tensor], example_
         example_input: a tensor or a tuple of positional arguments, of the size that the net will see.
 
     Returns:
-        A module of the same class without hooks or masks; ``model`` stays as it is. A ``forward`` with a fixed number
-        of channels in it will not do.
+        A module of the same class without masks; ``model`` stays as it is. Forward hooks of yours are copied with it,
+        and run while it is made. A ``forward`` with a fixed number of channels in it will not do.
 
     Raises:
-        ValueError: the net cannot be traced, dead channels run into an operation whose effect on channels is not known,
-            a mask does not fit, dead weights are not 0, or the outputs would differ.
+        ValueError: the net cannot be copied or traced, the example has no batch dimension, dead channels run into an
+            operation whose effect on channels is not known, a mask does not fit, dead weights are not 0, or the outputs
+            would differ.
 
     Sundar & Dwaraknath 2021, supplementary, section 4 (where the time was derived, not measured).
 
@@ -84,7 +98,7 @@ def remove_dead_channels(model: nn.Module, masks: Mapping[str, Tensor], example_
     model = unwrap(model)
     _check(model, masks)
     arguments = example_input if type(example_input) is tuple else (example_input,)
-    small = copy.deepcopy(model)
+    small = _copied(model)
     modes = [(module, module.training) for module in small.modules()]
     small.eval()
     with torch.no_grad():
@@ -112,6 +126,17 @@ def _check(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
             )
         if bool((parameters[name].detach() * ~mask).any()):
             raise ValueError(f"dead weights of '{name}' are not 0: call sparsifier.apply_masks(model) first")
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # of whatever the model holds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"the {type(model).__name__} cannot be copied ({reason}): it may not hold computed tensors; for "
+            "torch.nn.utils.weight_norm call remove_weight_norm first, or take torch.nn.utils.parametrizations"
+        ) from error
 
 
 def _traced(model: nn.Module, masks: Mapping[str, Tensor]) -> ChannelGraph:
@@ -226,7 +251,7 @@ def _add(model: nn.Module, name: str, module: Any, given: Tensor) -> bool:
         return False
     offset = given if isinstance(module, nn.Linear) else given.movedim(-1, 1)
     parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, nn.Sequential(module, Offset(offset.to(module.weight.dtype))))
+    setattr(model.get_submodule(parent), child, Offset(module, offset.to(module.weight.dtype)))
     return True
 
 
