@@ -163,6 +163,23 @@ def test_global_masks_have_exactly_the_largest(values, data) -> None:
     assert {(n, p) for n, mask in masks.items() for p in mask.nonzero().flatten().tolist()} == set(ranked[:alive])
 
 
+@pytest.mark.parametrize(
+    "scores",
+    [
+        1 + torch.arange(8).double() * 1e-9,
+        torch.arange(8).double() * 1e-48,
+        (1 + torch.arange(8).double()) * 1e40,
+        torch.arange(8) + 2**24,
+        torch.arange(8).bfloat16(),
+        torch.arange(8).half(),
+    ],
+)
+def test_global_masks_compare_scores_as_they_are(scores) -> None:
+    masks = regrow.masks_from_scores({"a": scores, "b": scores.float()[:1]}, 4 / 9)
+    assert masks["a"].tolist() == [False] * 4 + [True] * 4
+    assert masks["b"].tolist() == [True]
+
+
 def test_masks_by_layer_follow_the_distribution_and_nan_is_refused() -> None:
     scores = {"a": torch.arange(12.0).view(3, 4), "b": torch.arange(40.0).view(4, 10)}
     masks = regrow.masks_from_scores(scores, 0.5, scope="layer")

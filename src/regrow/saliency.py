@@ -20,6 +20,8 @@ Loss = Callable[[Any, Any], Tensor]
 Batches = Iterable[tuple[Any, Any]]
 Scores = dict[str, Tensor]
 Names = str | Sequence[str]
+IN_FLOAT32 = {torch.float32, torch.float16, torch.bfloat16, torch.int16, torch.int8, torch.uint8, torch.bool}
+"""Types whose every value is a float32 too; comparing others there would round differences away."""
 
 
 def snip_scores(
@@ -159,12 +161,13 @@ def largest(scores: Mapping[str, Tensor], count: int, among: Mapping[str, Tensor
         count: from one a layer to the number of candidates.
         among: parameter name → bool mask of the candidates, at least one in each layer.
     """
+    exact = torch.float64 if any(score.dtype not in IN_FLOAT32 for score in scores.values()) else torch.float32
     values = []
     for name, score in scores.items():
-        candidates = score[among[name]].float()
+        candidates = score[among[name]].cpu().to(exact)
         candidates[candidates.argmax()] = torch.inf
         values.append(candidates)
-    everything = torch.cat([candidates.cpu() for candidates in values])
+    everything = torch.cat(values)
     chosen = select(everything, count, torch.ones_like(everything, dtype=torch.bool))
     masks = {}
     for name, part in zip(scores, chosen.split([candidates.numel() for candidates in values]), strict=True):
