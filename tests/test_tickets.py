@@ -315,6 +315,17 @@ def test_pruning_refuses_what_it_cannot_do() -> None:
         regrow.prune_by_magnitude({"a": torch.tensor([1.0, 0.0, torch.nan])}, masks, 0.5)
     with pytest.raises(ValueError, match=r"weights\['a'\]"):
         regrow.prune_by_magnitude({}, masks, 0.5)
+    for density in (-0.5, 0.0, 1.5, math.nan, "0.5", True):
+        with pytest.raises(ValueError, match=r"density is .*; expected the share of all .*, in \(0, 1\]"):
+            regrow.prune_by_magnitude({"a": torch.ones(3)}, masks, density)
+    with pytest.raises(ValueError, match=r"scope is 'Global'; expected 'layer' or 'global'"):
+        regrow.prune_by_magnitude({"a": torch.ones(3)}, masks, 0.5, scope="Global")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="masks are empty"):
+        regrow.prune_by_magnitude({}, {}, 0.5)
+    both = masks | {"b": torch.zeros(3, dtype=torch.bool)}
+    for scope in ("layer", "global"):
+        with pytest.raises(ValueError, match=r"masks\['b'\] has no weight alive"):
+            regrow.prune_by_magnitude({"a": torch.ones(3), "b": torch.ones(3)}, both, 0.2, scope=scope)
 
 
 def test_the_controls() -> None:

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from regrow.algorithm import select
 from regrow.attach import attach
+from regrow.checks import real_number
 from regrow.layers import Layer, find_layers, unwrap
 from regrow.recipes import from_masks
 from regrow.saliency import largest
@@ -27,6 +28,7 @@ from regrow.stages import StageFolder, once
 from regrow.state import pack, unpack
 
 Scope = Literal["layer", "global"]
+DENSITY = "the share of all weights that stay, in (0, 1], such as 0.1"
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,8 +138,7 @@ class _Plan:
         step = rewind_step(rewind, total_steps)
         if levels < 0 or not 0 < fraction < 1:
             raise ValueError(f"levels is {levels}, fraction is {fraction}; expected 0 or more, and a share in (0, 1)")
-        if scope not in ("layer", "global"):
-            raise ValueError(f"scope is {scope!r}; expected 'layer' or 'global'")
+        _check_scope(scope)
         if fine_tune_steps is not None and (rewind is not None or fine_tune_steps < 1):
             raise ValueError(f"fine_tune_steps is {fine_tune_steps}; expected at least 1, and rewind=None beside it")
         tuning = None if rewind is not None else fine_tune_steps or total_steps
@@ -224,28 +225,37 @@ def prune_by_magnitude(
     Args:
         weights: parameter name → tensor, a ``state_dict()`` for example.
         masks: who is alive now; the result lies within.
-        density: of all N weights of the masks, not of those alive.
+        density: of all N weights of the masks, not of those alive, in (0, 1].
         scope: "global": one threshold over all layers, at least one weight alive in each; "layer": floor(density · N_l)
             in each layer, at least one.
 
     Raises:
-        ValueError: the masks have fewer weights alive than that; a weight is missing or not finite.
+        ValueError: the masks have fewer weights alive than that, or none in a layer; a weight is missing or not finite;
+            the density or the scope is none.
 
     >>> masks = {"a": torch.ones(5, dtype=torch.bool)}
     >>> prune_by_magnitude({"a": torch.tensor([3.0, -5.0, 1.0, 1.0, 2.0])}, masks, 0.8)["a"].tolist()
     [True, True, True, False, True]
     """
+    share = real_number(density, "density", DENSITY)
+    if not 0 < share <= 1:
+        raise ValueError(f"density is {density}; expected {DENSITY}")
+    _check_scope(scope)
+    if not masks:
+        raise ValueError("masks are empty; expected one for each layer that shall be pruned")
     for name, mask in masks.items():
+        if not bool(mask.any()):
+            raise ValueError(f"masks['{name}'] has no weight alive, and one stays in each layer: leave the layer out")
         if name not in weights or weights[name].shape != mask.shape or not bool(weights[name].isfinite().all()):
             raise ValueError(f"weights['{name}'] must be finite and of shape {tuple(mask.shape)}, as its mask is")
     scores = {name: weights[name].detach().to(mask.device).abs() for name, mask in masks.items()}
     sizes = {name: mask.numel() for name, mask in masks.items()}
     alive = {name: int(mask.sum()) for name, mask in masks.items()}
     if scope == "global":
-        count = max(len(masks), _floor(density * sum(sizes.values())))
+        count = max(len(masks), _floor(share * sum(sizes.values())))
         _check_alive(sum(alive.values()), count, density)
         return largest(scores, count, masks)
-    counts = {name: max(1, _floor(density * size)) for name, size in sizes.items()}
+    counts = {name: max(1, _floor(share * size)) for name, size in sizes.items()}
     for name, count in counts.items():
         _check_alive(alive[name], count, density)
     return {name: select(scores[name], counts[name], mask) for name, mask in masks.items()}
@@ -287,6 +297,11 @@ def _checksum(weights: Sequence[Tensor]) -> int:
 def _floor(count: float) -> int:
     # 0.7 ** 2 * 100 is 48.99999999999999 in floats, and 49 weights are meant.
     return math.floor(count + 1e-6)
+
+
+def _check_scope(scope: Any) -> None:
+    if scope not in ("layer", "global"):
+        raise ValueError(f"scope is {scope!r}; expected 'layer' or 'global'")
 
 
 def _check_alive(alive: int, count: int, density: float) -> None:
