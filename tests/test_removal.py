@@ -482,7 +482,9 @@ def test_a_layer_that_was_given_an_image_has_its_attributes_still() -> None:
     ],
 )
 def test_an_example_without_a_batch_dimension_is_refused(model, size) -> None:
-    with pytest.raises(ValueError, match="'0' is given a tensor of shape .*, without a batch dimension: make") as error:
+    with pytest.raises(
+        ValueError, match=r"'0' is given a tensor of shape .*, without a batch dimension: make"
+    ) as error:
         regrow.remove_dead_channels(model, kill(lively(model), {"0.weight": [3, 20]}), torch.randn(size))
     assert "\n" not in str(error.value)
 

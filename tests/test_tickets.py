@@ -2,8 +2,10 @@
 
 import copy
 import math
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +17,7 @@ from torch import nn
 import regrow
 from regrow.layers import find_layers
 from regrow.sealing import seal, unseal
+from regrow.tickets import rewind_step
 
 STEPS = 12
 
@@ -254,7 +257,14 @@ def test_bad_arguments_are_refused_at_the_call() -> None:
         ({"rewind": 1.0}, r"rewind is 1\.0"),
         ({"rewind": True}, "rewind is True"),
         ({"rewind": -1}, "rewind is -1"),
+        ({"rewind": "0.1"}, r"rewind is '0\.1'"),
+        ({"rewind": math.nan}, "rewind is nan"),
+        ({"rewind": np.float64(-0.1)}, r"rewind is .*-0\.1"),
         ({"levels": -1}, "levels is -1"),
+        ({"levels": 2.0}, r"levels is 2\.0; expected rounds of pruning .*, a whole number of at least 0"),
+        ({"fraction": "a"}, "fraction is 'a'"),
+        ({"rewind": None, "fine_tune_steps": 2.5}, r"fine_tune_steps is 2\.5; .*, a whole number"),
+        ({"rewind": None, "fine_tune_steps": 0}, "fine_tune_steps is 0"),
         ({"fraction": 1.0}, r"fraction is 1\.0"),
         ({"scope": "model"}, "scope is 'model'"),
         ({"fine_tune_steps": 3}, "fine_tune_steps is 3"),
@@ -264,7 +274,37 @@ def test_bad_arguments_are_refused_at_the_call() -> None:
             trainee.prune(**change)
     with pytest.raises(ValueError, match="total_steps is 0"):
         regrow.iterative_pruning(trainee.model, trainee.optimizer, trainee.train, total_steps=0, levels=1)
+    with pytest.raises(ValueError, match=r"total_steps is 10\.0; .*, a whole number of at least 1"):
+        regrow.iterative_pruning(trainee.model, trainee.optimizer, trainee.train, total_steps=10.0, levels=1)
+    line_search = torch.optim.LBFGS(trainee.model.parameters())
+    with pytest.raises(ValueError, match="LBFGS cannot train a sparse net"):
+        regrow.iterative_pruning(trainee.model, line_search, trainee.train, total_steps=10, levels=1, rewind=5)
     assert trainee.calls == []
+
+
+@pytest.mark.parametrize(
+    ("rewind", "steps", "expected"),
+    [
+        *((0.96, 10, 9), (0.95, 10, 9), (0.94, 10, 9), (0.99, 1, 0), (0.0, 10, 0)),
+        *((np.int64(9), 10, 9), (np.float32(0.5), 10, 5), (torch.tensor(0.5), 10, 5), (torch.tensor(5), 10, 5)),
+    ],
+)
+def test_a_share_of_the_steps_leaves_one_to_train(rewind, steps, expected) -> None:
+    step = rewind_step(rewind, steps)
+    assert step == expected
+    assert type(step) is int
+
+
+def test_numbers_of_numpy_go_into_files_as_numbers(tmp_path: Path) -> None:
+    trainee = Trainee()
+    numbers = {"total_steps": np.int64(STEPS), "levels": np.int32(1), "fraction": np.float64(0.2), "rewind": np.int8(2)}
+    make = partial(regrow.iterative_pruning, trainee.model, trainee.optimizer, trainee.train, folder=tmp_path)
+    start = copy.deepcopy(trainee.model.state_dict())
+    assert [ticket.level for ticket in make(**numbers)] == [0, 1]
+    calls = list(trainee.calls)
+    trainee.model.load_state_dict(start)
+    assert [ticket.level for ticket in make(total_steps=STEPS, levels=1, rewind=2)] == [0, 1]
+    assert trainee.calls == calls
 
 
 def test_a_loop_that_fails_leaves_a_plain_model() -> None:

@@ -5,6 +5,7 @@ to a net made again from the same seed.
 """
 
 import math
+import operator
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from regrow import optimizers
 from regrow.algorithm import select
 from regrow.attach import attach
-from regrow.checks import real_number
+from regrow.checks import real_number, whole_number
 from regrow.layers import Layer, find_layers, unwrap
 from regrow.recipes import from_masks
 from regrow.saliency import largest
@@ -28,6 +30,8 @@ from regrow.stages import StageFolder, once
 from regrow.state import pack, unpack
 
 Scope = Literal["layer", "global"]
+WHOLE_TRAINING = "the steps of a whole training"
+FRACTION = "the share of the alive weights that each round prunes, in (0, 1), such as 0.2"
 DENSITY = "the share of all weights that stay, in (0, 1], such as 0.1"
 
 
@@ -99,6 +103,7 @@ def iterative_pruning(
     """
     names = find_layers(model, include, exclude)
     parameters = dict(unwrap(model).named_parameters())
+    optimizers.check(optimizer)
     plan = _Plan.checked(total_steps, levels, rewind, fraction, scope, fine_tune_steps)
     settings = {**asdict(plan), "layers": {name: list(layer.shape) for name, layer in names.items()}}
     settings["initial weights"] = _checksum([parameters[name] for name in names])
@@ -136,13 +141,18 @@ class _Plan:
         fine_tune_steps: int | None,
     ) -> "_Plan":
         step = rewind_step(rewind, total_steps)
-        if levels < 0 or not 0 < fraction < 1:
-            raise ValueError(f"levels is {levels}, fraction is {fraction}; expected 0 or more, and a share in (0, 1)")
+        steps = whole_number(total_steps, "total_steps", WHOLE_TRAINING, least=1)
+        rounds = whole_number(levels, "levels", "rounds of pruning after the dense training")
+        share = real_number(fraction, "fraction", FRACTION)
+        if not 0 < share < 1:
+            raise ValueError(f"fraction is {fraction}; expected {FRACTION}")
         _check_scope(scope)
-        if fine_tune_steps is not None and (rewind is not None or fine_tune_steps < 1):
-            raise ValueError(f"fine_tune_steps is {fine_tune_steps}; expected at least 1, and rewind=None beside it")
-        tuning = None if rewind is not None else fine_tune_steps or total_steps
-        return cls(total_steps, levels, step, fraction, scope, tuning)
+        tuning = None if rewind is not None else steps
+        if fine_tune_steps is not None:
+            if rewind is not None:
+                raise ValueError(f"fine_tune_steps is {fine_tune_steps}; expected rewind=None beside it")
+            tuning = whole_number(fine_tune_steps, "fine_tune_steps", "steps of every level after the first", least=1)
+        return cls(steps, rounds, step, share, scope, tuning)
 
     def steps(self, level: int) -> tuple[int, int]:
         """First step of a level's training, and the one after its last."""
@@ -203,18 +213,23 @@ def rewind_step(rewind: int | float | None, total_steps: int) -> int:
 
     >>> rewind_step(0.02, 1000), rewind_step(100, 1000)
     (20, 100)
+
+    Raises:
+        ValueError: it is none of these, or there are no steps.
     """
-    if total_steps < 1:
-        raise ValueError(f"total_steps is {total_steps}; expected the steps of a whole training")
+    steps = whole_number(total_steps, "total_steps", WHOLE_TRAINING, least=1)
     if rewind is None:
         return 0
-    if isinstance(rewind, float) and 0 <= rewind < 1:
-        return round(rewind * total_steps)
-    if isinstance(rewind, bool | float) or not 0 <= rewind < total_steps:
-        raise ValueError(
-            f"rewind is {rewind!r}; expected a step from 0 to {total_steps - 1}, a share of them such as 0.02, or None"
-        )
-    return rewind
+    expected = f"a step from 0 to {steps - 1}, a share of them such as 0.02, or None"
+    position = real_number(rewind, "rewind", expected)
+    try:
+        step = operator.index(rewind)  # type: ignore[arg-type]
+    except TypeError:
+        # A share of nearly 1 is the last step, not the end: nothing would be left to train.
+        step = min(round(position * steps), steps - 1) if 0 <= position < 1 else -1
+    if not 0 <= step < steps:
+        raise ValueError(f"rewind is {rewind!r}; expected {expected}")
+    return step
 
 
 def prune_by_magnitude(
