@@ -2,6 +2,7 @@
 
 import copy
 import math
+import random
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import mlp, sgd
+from nets import batch, mlp, sgd
 from nets import train as loop
 from torch import nn
 
@@ -129,6 +130,91 @@ def test_what_happens_to_the_model_between_levels_does_not_matter() -> None:
         trainee.train(0, 3)
     for one, other in zip(undisturbed, disturbed, strict=True):
         assert same(one.trained.state["objects"][0], other.trained.state["objects"][0])
+
+
+def test_the_mode_between_levels_does_not_matter(tmp_path: Path) -> None:
+    """A loop that leaves train() to the first of its calls, and a net that is evaluated after every level."""
+    undisturbed = list(Trainee().prune(levels=2))
+    trainee, disturbed = Trainee(), []
+    for ticket in trainee.prune(levels=2, folder=tmp_path):
+        disturbed.append(ticket)
+        assert all(module.training for module in trainee.model.modules())
+        trainee.model.eval()
+    again = Trainee()
+    again.model.eval()
+    resumed = list(again.prune(levels=2, folder=tmp_path))
+    assert all(module.training for module in again.model.modules())
+    for one, *others in zip(undisturbed, disturbed, resumed, strict=True):
+        assert all(same(one.trained.state["objects"][0], other.trained.state["objects"][0]) for other in others)
+
+
+def test_a_snapshot_brings_back_modes_and_older_ones_leave_them() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5))
+    model[1].eval()
+    snapshot = regrow.Snapshot(model)
+    model.eval()
+    snapshot.restore()
+    assert [module.training for module in model.modules()] == [True, True, False]
+    older = {key: value for key, value in snapshot.state.items() if key != "modes"}
+    model.eval()
+    regrow.Snapshot.of_state(older, model).restore()
+    assert not any(module.training for module in model.modules())
+
+
+class MicroBatches(Trainee):
+    """Steps at every second batch, so that the odd number of them leaves a gradient behind."""
+
+    def train(self, first: int, last: int) -> None:
+        self.calls.append((first, last))
+        for step in range(first, last):
+            inputs, targets = batch(step)
+            nn.functional.cross_entropy(self.model(inputs), targets).backward()
+            if step % 2:
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        inputs, targets = batch(last)
+        nn.functional.cross_entropy(self.model(inputs), targets).backward()
+
+
+def test_gradients_that_a_loop_leaves_do_not_enter_the_next_level(tmp_path: Path) -> None:
+    undisturbed = list(MicroBatches().prune(levels=2))
+    next(MicroBatches().prune(levels=2, folder=tmp_path))
+    resumed = list(MicroBatches().prune(levels=2, folder=tmp_path))
+    for one, other in zip(undisturbed, resumed, strict=True):
+        assert same(one.trained.state["objects"][0], other.trained.state["objects"][0])
+
+
+def test_a_generator_is_rewound_and_taken_up(tmp_path: Path) -> None:
+    def noisy(folder: Path | None, stop: int) -> list[torch.Tensor]:
+        model, generator, found = mlp(), torch.Generator().manual_seed(3), []
+        optimizer = sgd(model)
+
+        def train(first: int, last: int) -> None:
+            for _ in range(first, last):
+                inputs, targets = torch.randn(8, 12, generator=generator), torch.randint(5, (8,), generator=generator)
+                nn.functional.cross_entropy(model(inputs), targets).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+
+        options = {"total_steps": 4, "levels": 2, "rewind": 1, "others": [generator], "folder": folder}
+        for ticket in regrow.iterative_pruning(model, optimizer, train, **options):
+            found.append(model[0].weight.detach().clone())
+            if ticket.level == stop:
+                break
+        return found
+
+    undisturbed = noisy(None, 2)
+    noisy(tmp_path, 0)
+    assert all(torch.equal(one, other) for one, other in zip(undisturbed, noisy(tmp_path, 2), strict=True))
+
+
+def test_what_has_no_state_to_go_back_to_is_refused() -> None:
+    trainee = Trainee()
+    prune = partial(regrow.iterative_pruning, trainee.model, trainee.optimizer, trainee.train, total_steps=4, levels=1)
+    with pytest.raises(ValueError, match=r"others is a MultiStepLR; expected a list, such as others=\[scheduler\]"):
+        prune(others=trainee.scheduler)
+    with pytest.raises(ValueError, match=r"a Random has no state to go back to; expected a torch\.Generator, or"):
+        prune(others=[random.Random(3)])
 
 
 def test_a_level_on_disk_is_not_trained_again(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Linear mode connectivity: the error on the straight line between two solutions."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,16 +80,15 @@ def error_along_line(
     one, other = ({name: value.clone() for name, value in solution.items()} for solution in (one, other))
     positions = tuple(number / (points - 1) for number in range(points))
     before, errors = Snapshot(model), []
-    with _modes_kept(model):
-        try:
-            for position in positions:
-                model.load_state_dict({name: _between(one[name], other[name], position) for name in expected})
-                _renew_statistics(model, norms, inputs)
-                model.eval()
-                with torch.no_grad():
-                    errors.append(float(error(model)))
-        finally:
-            before.restore()
+    try:
+        for position in positions:
+            model.load_state_dict({name: _between(one[name], other[name], position) for name in expected})
+            _renew_statistics(model, norms, inputs)
+            model.eval()
+            with torch.no_grad():
+                errors.append(float(error(model)))
+    finally:
+        before.restore()
     return Line(positions, tuple(errors))
 
 
@@ -117,13 +115,3 @@ def _renew_statistics(model: nn.Module, norms: list[_BatchNorm], inputs: list[An
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-
-
-@contextmanager
-def _modes_kept(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

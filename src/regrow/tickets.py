@@ -69,7 +69,7 @@ def iterative_pruning(
     fraction: float = 0.2,
     scope: Scope = "global",
     fine_tune_steps: int | None = None,
-    others: Sequence[Stateful] = (),
+    others: Sequence[Stateful | torch.Generator] = (),
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] = (),
     folder: str | os.PathLike[str] | None = None,
@@ -77,7 +77,8 @@ def iterative_pruning(
     """IMP: train, prune the smallest weights, rewind, repeat; after L rounds floor((1 − fraction)^L · N) are alive.
 
     Each level is yielded when it is trained, the model then holding its trained weights, plain and detached. Rewinding
-    brings back model, optimizer, ``others`` and torch's generators as they were at the rewind step, bit for bit.
+    brings back model (train or eval mode included), optimizer, ``others`` and torch's generators as they were at the
+    rewind step, bit for bit; gradients that lie there when a level begins are dropped.
 
     Args:
         model: the net, freshly initialised: its state at the call is step 0.
@@ -91,7 +92,8 @@ def iterative_pruning(
         fraction: share of the alive weights pruned in each round.
         scope: "global": one threshold over all layers, at least one weight alive in each; "layer": each its share.
         fine_tune_steps: without rewinding, steps of every level after the first, counted on from T; by default T.
-        others: schedulers, generators, data loaders: anything with ``state_dict`` and ``load_state_dict``.
+        others: a list of schedulers, data loaders, anything with ``state_dict`` and ``load_state_dict``; and of
+            generators (``torch.Generator``).
         include: globs of layers, as for :func:`regrow.find_layers`.
         exclude: globs of layers to leave dense.
         folder: each level is written there when it is trained, and one that lies there is not trained again.
@@ -104,21 +106,29 @@ def iterative_pruning(
     names = find_layers(model, include, exclude)
     parameters = dict(unwrap(model).named_parameters())
     optimizers.check(optimizer)
+    if not isinstance(others, Sequence):
+        raise ValueError(f"others is a {type(others).__name__}; expected a list, such as others=[scheduler]")
     plan = _Plan.checked(total_steps, levels, rewind, fraction, scope, fine_tune_steps)
     settings = {**asdict(plan), "layers": {name: list(layer.shape) for name, layer in names.items()}}
     settings["initial weights"] = _checksum([parameters[name] for name in names])
     del settings["levels"]  # a folder can take more of them
     store = None if folder is None else StageFolder(Path(folder), settings)
 
+    def train_dense(first: int, last: int) -> None:
+        # A loop of micro-batches may leave some, which another run that takes the level up does not have.
+        optimizer.zero_grad()
+        model.zero_grad()
+        train(first, last)
+
     def train_sparse(masks: Mapping[str, Tensor], first: int, last: int) -> None:
         sparsifier = attach(model, optimizer, from_masks(masks), include=include, exclude=exclude)
         try:
-            train(first, last)
+            train_dense(first, last)
         finally:
             sparsifier.detach()
 
-    objects: tuple[Stateful, ...] = (unwrap(model), optimizer, *others)
-    return _levels(plan, objects, names, train, train_sparse, Snapshot(*objects), store)
+    objects = (unwrap(model), optimizer, *others)
+    return _levels(plan, objects, names, train_dense, train_sparse, Snapshot(*objects), store)
 
 
 @dataclass(frozen=True)
@@ -164,7 +174,7 @@ class _Plan:
 
 def _levels(
     plan: _Plan,
-    objects: tuple[Stateful, ...],
+    objects: tuple[Stateful | torch.Generator, ...],
     layers: Mapping[str, Layer],
     train_dense: Callable[[int, int], object],
     train_sparse: Callable[[Mapping[str, Tensor], int, int], object],
