@@ -111,3 +111,47 @@ def test_masks_that_differ_among_the_ranks_are_refused(tmp_path: Path) -> None:
 def test_seeds_that_differ_among_the_ranks_are_refused(tmp_path: Path) -> None:
     launch(seeds_of_their_own, 2, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
+
+
+def ticket_steps(wrapped: nn.Module, model: nn.Module, rank: int, folder: Path | None, last: int) -> list[Result]:
+    """The weights of each level up to ``last``, and the generator after it; dropout differs among the ranks."""
+    optimizer, found = sgd(model), []
+    torch.manual_seed(100 + rank)
+
+    def train(first: int, last: int) -> None:
+        for step in range(first, last):
+            inputs, targets = (part.chunk(2)[rank] for part in batch(step))
+            nn.functional.cross_entropy(wrapped(inputs), targets).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    for ticket in regrow.iterative_pruning(wrapped, optimizer, train, total_steps=6, levels=2, rewind=2, folder=folder):
+        weights = {name: value.clone() for name, value in model.state_dict().items()}
+        found.append(weights | {"generator": torch.get_rng_state()})
+        if ticket.level == last:
+            break
+    return found
+
+
+def tickets(rank: int, world: int, folder: Path) -> None:
+    def run(folder: Path | None, last: int = 2) -> list[Result]:
+        model = nn.Sequential(*mlp(seed=0), nn.Dropout(0.3))
+        return ticket_steps(DistributedDataParallel(model), model, rank, folder, last)
+
+    undisturbed = run(None)
+    run(folder / "levels", last=0)
+    torch.distributed.barrier()
+    if rank == 1:  # stopped between the two files of a level
+        (folder / "levels" / "level-00-rank-1.pt").unlink()
+    resumed = run(folder / "levels")
+    for one, other in zip(undisturbed, resumed, strict=True):
+        assert all(torch.equal(value, other[name]) for name, value in one.items())
+    torch.save(resumed[-1]["generator"], folder / f"generator-{rank}.pt")
+
+
+def test_tickets_of_two_ranks_go_on_from_a_folder_as_if_undisturbed(tmp_path: Path) -> None:
+    launch(tickets, 2, tmp_path)
+    one, other = (torch.load(tmp_path / f"generator-{rank}.pt", weights_only=True) for rank in range(2))
+    assert not torch.equal(one, other)
+    names = [f"{stage}-rank-{rank}.pt" for stage in ("level-00", "level-01", "level-02", "start") for rank in range(2)]
+    assert sorted(path.name for path in (tmp_path / "levels").iterdir()) == names

@@ -3,6 +3,7 @@
 Every rank must call :func:`whole` for the same tensors in the same order; an ordinary tensor passes through untouched.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -66,6 +67,14 @@ class Ranks:
                 return cls(tuple(cast(Any, parameter).device_mesh.get_all_groups()))
         return None
 
+    def number(self) -> int:
+        """How many they are."""
+        return math.prod(torch.distributed.get_world_size(group) for group in self.groups)
+
+    def everywhere(self, value: bool) -> bool:
+        """Whether it is so on every rank, all of which must call this."""
+        return all(self._gather(value))
+
     def check_seed(self, seed: int) -> None:
         """Refuses seeds that differ. Raises ValueError on every rank, with the seeds of all."""
         seeds = self._gather(seed)
@@ -101,8 +110,8 @@ class Ranks:
             torch.distributed.monitored_barrier(group, timeout=PATIENCE)
         except RuntimeError as error:
             raise RuntimeError(
-                f"not all ranks came to compare their masks within {PATIENCE.seconds} s: attach and load_state_dict "
-                f"are for every rank to call ({str(error).splitlines()[0]})"
+                f"not all ranks came to compare what they have within {PATIENCE.seconds} s: attach, load_state_dict "
+                f"and iterative_pruning are for every rank to call ({str(error).splitlines()[0]})"
             ) from error
 
 

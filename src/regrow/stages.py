@@ -15,24 +15,33 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class StageFolder:
-    """A file a stage, and the settings that every one of them was made with."""
+    """A file a stage, and the settings that every one of them was made with.
+
+    Attributes:
+        path: the folder.
+        settings: what a file must have been made with.
+        suffix: of the files' names, where each of several ranks has its own.
+        everywhere: whether something holds on all of these ranks.
+    """
 
     path: Path
     settings: Mapping[str, Any]
+    suffix: str = ""
+    everywhere: Callable[[bool], bool] = bool
 
     def file(self, name: str) -> Path:
         """Where a stage's output is, or will be."""
-        return self.path / f"{name}.pt"
+        return self.path / f"{name}{self.suffix}.pt"
 
     def load(self, name: str) -> dict[str, Any] | None:
-        """What the stage gave; None if it has not run."""
+        """What the stage gave; None if it has not run, on any rank: one that stops may have written and others not."""
         file = self.file(name)
-        return self._read(file) if file.exists() else None
+        return self._read(file) if self.everywhere(file.exists()) else None
 
     def save(self, name: str, output: Mapping[str, Any]) -> None:
         """Written whole or not at all, and only if it can be read again."""
         self.path.mkdir(parents=True, exist_ok=True)
-        unfinished = self.path / f"{name}.{os.getpid()}.tmp"
+        unfinished = self.path / f"{name}{self.suffix}.{os.getpid()}.tmp"
         try:
             with unfinished.open("wb") as file:
                 seal(file, KIND, SCHEMA, {"settings": self.settings, "output": output})

@@ -25,6 +25,7 @@ from regrow.layers import Layer, find_layers, unwrap
 from regrow.recipes import from_masks
 from regrow.saliency import largest
 from regrow.scores import uniform_numbers
+from regrow.shards import Ranks
 from regrow.snapshot import Snapshot, Stateful
 from regrow.stages import StageFolder, once
 from regrow.state import pack, unpack
@@ -96,7 +97,8 @@ def iterative_pruning(
             generators (``torch.Generator``).
         include: globs of layers, as for :func:`regrow.find_layers`.
         exclude: globs of layers to leave dense.
-        folder: each level is written there when it is trained, and one that lies there is not trained again.
+        folder: each level is written there when it is trained, and one that lies there is not trained again. Where
+            several ranks train the model each has files of its own, as its generators are its own.
 
     Raises:
         ValueError: an argument is outside its range; a file in the folder is damaged or of another procedure.
@@ -112,7 +114,7 @@ def iterative_pruning(
     settings = {**asdict(plan), "layers": {name: list(layer.shape) for name, layer in names.items()}}
     settings["initial weights"] = _checksum([parameters[name] for name in names])
     del settings["levels"]  # a folder can take more of them
-    store = None if folder is None else StageFolder(Path(folder), settings)
+    store = None if folder is None else _store(Path(folder), settings, Ranks.of(model))
 
     def train_dense(first: int, last: int) -> None:
         # A loop of micro-batches may leave some, which another run that takes the level up does not have.
@@ -129,6 +131,13 @@ def iterative_pruning(
 
     objects = (unwrap(model), optimizer, *others)
     return _levels(plan, objects, names, train_dense, train_sparse, Snapshot(*objects), store)
+
+
+def _store(folder: Path, settings: Mapping[str, Any], ranks: Ranks | None) -> StageFolder:
+    if ranks is None:
+        return StageFolder(folder, settings)
+    suffix = f"-rank-{torch.distributed.get_rank()}"
+    return StageFolder(folder, {**settings, "ranks": ranks.number()}, suffix, ranks.everywhere)
 
 
 @dataclass(frozen=True)
