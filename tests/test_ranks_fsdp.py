@@ -173,3 +173,32 @@ def test_a_checkpoint_of_two_ranks_goes_on_in_one_process_unsharded(folder: Path
     undisturbed = load(folder, "0")[f"fsdp {recipe} {optimizer}"]
     for key, value in tensors(sparsifier, stepper).items():
         torch.testing.assert_close(value, undisturbed[key], rtol=1e-9, atol=1e-12)
+
+
+def saved_by_one(rank: int, world: int, folder: Path) -> None:
+    """As masks and momentum are whole, the state of one rank is that of all."""
+    model = shard(net())
+    optimizer = sgd(model)
+    sparsifier = regrow.attach(model, optimizer, RECIPES["snfs"])
+    steps(model, optimizer, rank, world, range(5))
+    state = sparsifier.state_dict()
+    assert all(type(entry["momentum"]) is Tensor for entry in state["layers"].values())
+    if rank == 0:
+        torch.save(state, folder / "sparsifier.pt")
+    torch.distributed.barrier()
+    model = shard(net())
+    again = regrow.attach(model, sgd(model), RECIPES["snfs"])
+    again.load_state_dict(torch.load(folder / "sparsifier.pt", weights_only=True))
+    for name, entry in again.state_dict()["layers"].items():
+        assert bool(entry["momentum"].any())
+        assert torch.equal(entry["momentum"], state["layers"][name]["momentum"])
+
+
+def test_the_state_that_one_rank_saved_is_that_of_all_and_of_one_process(tmp_path: Path) -> None:
+    launch(saved_by_one, 2, tmp_path)
+    model = net()
+    sparsifier = regrow.attach(model, sgd(model), RECIPES["snfs"])
+    saved = torch.load(tmp_path / "sparsifier.pt", weights_only=True)
+    sparsifier.load_state_dict(saved)
+    for name, entry in sparsifier.state_dict()["layers"].items():
+        assert torch.equal(entry["momentum"], saved["layers"][name]["momentum"])

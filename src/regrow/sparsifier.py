@@ -149,7 +149,7 @@ class Sparsifier:
     def state_dict(self) -> dict[str, Any]:
         """Masks (1 bit a weight), counters and own momentum: tensors and plain values, loadable with weights_only.
 
-        Masks are whole even where weights are cut (FSDP2, tensor parallelism), so every rank must call it then.
+        Tensors are whole even where weights are cut (FSDP2, tensor parallelism), so every rank must call it then.
         """
         for layer in self._layers.values():
             layer.alive.advance(self.weight_steps)
@@ -164,7 +164,7 @@ class Sparsifier:
                     "shape": list(layer.layer.shape),
                     "mask": state.pack(whole(layer.mask)),
                     "alive_steps": layer.alive.weight_steps,
-                    "momentum": None if layer.momentum is None else layer.momentum.clone(),
+                    "momentum": None if layer.momentum is None else whole(layer.momentum).clone(),
                 }
                 for name, layer in self._layers.items()
             },
