@@ -10,6 +10,7 @@ from nets import convnet, mlp
 from torch import nn
 
 import regrow
+from regrow.distributions import Convolutions, PerLayer
 from regrow.flops import Flops, LayerFlops
 from regrow.layers import Layer
 from regrow_lab.models import MODELS
@@ -90,6 +91,48 @@ def test_erk_at_the_flops_of_its_tenth_has_a_tenth_of_the_weights() -> None:
     layers, flops = wide_resnet()
     share = cost(regrow.erk(layers, 0.9), layers, flops)
     assert regrow.sparsity_at_flops(regrow.erk, layers, flops, share) == pytest.approx(0.9, abs=1e-4)
+
+
+@pytest.mark.parametrize("pins", [{"0": 0.5}, {"0": 0.0, "2": 0.9}, {"[02]": 0.99}])
+@pytest.mark.parametrize("share", [0.2, 0.4, 0.7])
+def test_a_map_meets_a_flop_budget_or_says_what_it_costs(pins, share) -> None:
+    model = nn.Sequential(nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 10))
+    layers, flops = regrow.find_layers(model), regrow.count_flops(model, torch.zeros(1, 64))
+    least, most = (total / flops.dense for total in (2 * k for k in PerLayer(pins).bounds(layers)))
+    if share < least:
+        with pytest.raises(
+            ValueError, match=f"share {share} is less than the net costs with the fewest .*, {least:.6g}"
+        ):
+            regrow.sparsity_at_flops(pins, layers, flops, share)
+        return
+    sparsity = regrow.sparsity_at_flops(pins, layers, flops, share)
+    counts = PerLayer(pins)(layers, sparsity)
+    assert cost(counts, layers, flops) == pytest.approx(min(share, most), abs=1e-4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert regrow.attach(model, optimizer, regrow.static(sparsity=sparsity, distribution=pins)).num_alive == counts
+
+
+def test_a_map_of_every_layer_has_one_cost() -> None:
+    layers = {"a": Layer("a", (10, 10)), "b": Layer("b", (10, 10))}
+    flops = Flops(400, 400, {name: LayerFlops(200, 200) for name in layers})
+    assert regrow.sparsity_at_flops({"a": 0.5, "b": 0.9}, layers, flops, 0.5) == pytest.approx(0.7)
+    with pytest.raises(
+        ValueError, match=r"share 0\.2 is less than the net costs with the fewest .*, 0\.3: ask for more"
+    ):
+        regrow.sparsity_at_flops({"a": 0.5, "b": 0.9}, layers, flops, 0.2)
+    with pytest.raises(ValueError, match="pattern 'nosuch' matches none"):
+        regrow.sparsity_at_flops({"nosuch": 0.5}, layers, flops, 0.5)
+
+
+def test_sparsities_that_a_distribution_refuses_are_not_taken() -> None:
+    """Of convolutions alone: one weight a layer of all is less than one for each of them."""
+    layers = {"a": Layer("a", (10, 10, 1, 1), True), "b": Layer("b", (10, 10, 1, 1), True), "c": Layer("c", (40, 40))}
+    flops = Flops(3600, 3600, {name: LayerFlops(2 * layer.size, 2 * layer.size) for name, layer in layers.items()})
+    convolutions = Convolutions(regrow.er)
+    sparsity = regrow.sparsity_at_flops(convolutions, layers, flops, 0.95)
+    assert cost(convolutions(layers, sparsity), layers, flops) == pytest.approx(0.95, abs=1e-2)
+    with pytest.raises(ValueError, match=r"share 0\.5 is less than the net costs with the fewest weights"):
+        regrow.sparsity_at_flops(convolutions, layers, flops, 0.5)
 
 
 def test_layers_that_are_left_dense_count_in_the_flop_budget() -> None:

@@ -192,6 +192,14 @@ def test_masks_by_layer_follow_the_distribution_and_nan_is_refused() -> None:
         regrow.masks_from_scores({"a": scores["a"]}, 0.5, scope="model")  # type: ignore[arg-type]
 
 
+def test_masks_by_layer_follow_a_map_too() -> None:
+    scores = {"a.weight": torch.rand(4, 5), "b.weight": torch.rand(4, 10)}
+    masks = regrow.masks_from_scores(scores, 0.8, scope="layer", distribution={"a": 0.5})
+    assert {name: int(mask.sum()) for name, mask in masks.items()} == {"a.weight": 10, "b.weight": 2}
+    with pytest.raises(ValueError, match="pattern 'c' matches none of the layers"):
+        regrow.masks_from_scores(scores, 0.8, scope="layer", distribution={"c": 0.5})
+
+
 def test_a_mask_from_scores_trains_as_a_static_one() -> None:
     model = mlp()
     masks = regrow.masks_from_scores(regrow.grasp_scores(model, F.cross_entropy, [batch(0)]), 0.8)

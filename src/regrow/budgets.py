@@ -6,7 +6,7 @@ A distribution is a family of counts with one parameter, so a budget of either k
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from regrow.distributions import Distribution, dimension_ratio, in_proportion
+from regrow.distributions import Distribution, PerLayer, Sharing, as_distribution, dimension_ratio, in_proportion
 from regrow.flops import Flops
 from regrow.layers import Layer
 
@@ -77,20 +77,21 @@ def flop_aware(flops: Flops, *, power: float = 0.5) -> Distribution:
     return FlopAware({name: layer.dense for name, layer in flops.layers.items()}, power)
 
 
-def sparsity_at_flops(distribution: Distribution, layers: Mapping[str, Layer], flops: Flops, share: float) -> float:
+def sparsity_at_flops(distribution: Sharing, layers: Mapping[str, Layer], flops: Flops, share: float) -> float:
     """The lowest global sparsity at which a distribution's net costs at most ``share`` of the dense FLOPs.
 
     With k_l the alive weights that the distribution gives at that sparsity: Σ_l f_l · k_l / N_l ≤ share · f_d. What is
     not sparsified counts in full. One more weight would pass the budget (up to the rounding of k_l).
 
     Args:
-        distribution: :func:`regrow.uniform`, :func:`regrow.erk`, :func:`flop_aware`, ….
+        distribution: :func:`regrow.uniform`, :func:`regrow.erk`, :func:`flop_aware`, …, or a dict glob → sparsity. A
+            sparsity that it refuses is taken to be too high for it.
         layers: those that are sparsified, as :func:`regrow.find_layers` gives them.
         flops: of the dense model, from ``count_flops(model, example_input)``.
         share: f_s / f_d, in (0, 1].
 
     Raises:
-        ValueError: the share is outside its range, or under what one weight a layer costs.
+        ValueError: the share is outside its range, or under what the fewest weights cost that the distribution gives.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share is {share}; expected f_s / f_d in (0, 1], such as 0.2")
@@ -98,18 +99,36 @@ def sparsity_at_flops(distribution: Distribution, layers: Mapping[str, Layer], f
     fixed = sum(layer.dense for name, layer in flops.layers.items() if name not in layers)
     costs = {name: flops.layers[name].dense / layer.size for name, layer in layers.items() if name in flops.layers}
 
+    shared = as_distribution(distribution)
+
     def cost(alive: int) -> float:
-        counts = distribution(layers, 1 - alive / size)
+        counts = shared(layers, 1 - alive / size)
         return fixed + sum(price * counts[name] for name, price in costs.items())
 
+    def is_refused(alive: int) -> bool:
+        try:
+            shared(layers, 1 - alive / size)
+        except ValueError:
+            return True
+        return False
+
+    def is_within(alive: int) -> bool:
+        return is_refused(alive) or cost(alive) <= budget
+
     # Half a FLOP of room: the prices are floats, the budget may be a whole number of weights.
-    fewest, most, budget = len(layers), size, share * flops.dense + 0.5
-    if cost(fewest) > budget:
-        raise ValueError(
-            f"share {share} is less than the net costs with one weight a layer, {cost(fewest) / flops.dense:.6g}: "
-            "ask for more, or sparsify more layers"
-        )
-    while most - fewest > 1:
-        middle = (fewest + most) // 2
-        fewest, most = (middle, most) if cost(middle) <= budget else (fewest, middle)
-    return 1 - (most if cost(most) <= budget else fewest) / size
+    budget = share * flops.dense + 0.5
+    fewest, most = shared.bounds(layers) if isinstance(shared, PerLayer) else (len(layers), size)
+    if cost(most) <= budget:
+        return 1 - most / size
+    if is_within(fewest):
+        # Of the two the one is within the budget or refused, the other is neither.
+        while most - fewest > 1:
+            middle = (fewest + most) // 2
+            fewest, most = (middle, most) if is_within(middle) else (fewest, middle)
+        if not is_refused(fewest):
+            return 1 - fewest / size
+    least = cost(most if is_refused(fewest) else fewest) / flops.dense
+    raise ValueError(
+        f"share {share} is less than the net costs with the fewest weights that the distribution gives, {least:.6g}: "
+        "ask for more, or sparsify more layers"
+    )

@@ -11,6 +11,8 @@ from regrow.checks import real_number
 from regrow.layers import Layer, select_layers
 
 Distribution = Callable[[Mapping[str, Layer], float], dict[str, int]]
+Sharing = Distribution | Mapping[str, float]
+"""What a user may give for a distribution: one, or a map of glob → sparsity."""
 
 
 def check_sparsity(sparsity: Any, what: str = "sparsity") -> float:
@@ -128,12 +130,23 @@ class PerLayer:
 
     sparsities: Mapping[str, float]
 
-    def __call__(self, layers: Mapping[str, Layer], sparsity: float) -> dict[str, int]:
-        budget = total_alive(layers, sparsity)
+    def named(self, layers: Mapping[str, Layer]) -> dict[str, int]:
+        """Alive weights of the layers that it names."""
         alive: dict[str, int] = {}
         for pattern, value in self.sparsities.items():
             density = 1 - check_sparsity(value, f"sparsity of '{pattern}'")
             alive |= {name: _alive(layer, density) for name, layer in select_layers(layers, pattern).items()}
+        return alive
+
+    def bounds(self, layers: Mapping[str, Layer]) -> tuple[int, int]:
+        """The fewest and the most alive weights that it can give to all layers together."""
+        alive = self.named(layers)
+        others = [layer.size for name, layer in layers.items() if name not in alive]
+        return sum(alive.values()) + len(others), sum(alive.values()) + sum(others)
+
+    def __call__(self, layers: Mapping[str, Layer], sparsity: float) -> dict[str, int]:
+        budget = total_alive(layers, sparsity)
+        alive = self.named(layers)
         others = {name: layer for name, layer in layers.items() if name not in alive}
         left, size = budget - sum(alive.values()), sum(layer.size for layer in others.values())
         if size < left <= size + len(layers):
@@ -173,6 +186,11 @@ class Convolutions:
                 "these have channels to drop"
             )
         return {name: layer.size for name, layer in layers.items()} | self.distribution(convolutions, sparsity)
+
+
+def as_distribution(sharing: Sharing) -> Distribution:
+    """The distribution that a user means."""
+    return PerLayer(sharing) if isinstance(sharing, Mapping) else sharing
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from regrow.algorithm import Algorithm
 from regrow.checks import real_number, whole_number
-from regrow.distributions import Convolutions, CountsOf, Distribution, PerLayer, check_sparsity, erk, uniform
+from regrow.distributions import Convolutions, CountsOf, Sharing, as_distribution, check_sparsity, erk, uniform
 from regrow.patterns import channels
 from regrow.schedules import Constant, Cosine, Cubic, Every, Once
 from regrow.scores import (
@@ -28,7 +28,6 @@ from regrow.scores import (
     random,
 )
 
-Sharing = Distribution | Mapping[str, float]
 SHARE = "a share in [0, 1], such as 0.3"
 
 
@@ -38,7 +37,7 @@ def static(*, sparsity: float, distribution: Sharing = erk) -> Algorithm:
     >>> static(sparsity=0.9).name
     'static'
     """
-    return Algorithm(name="static", sparsity=sparsity, distribute=_sharing(distribution), initial=random)
+    return Algorithm(name="static", sparsity=sparsity, distribute=as_distribution(distribution), initial=random)
 
 
 def set_(
@@ -177,7 +176,7 @@ def gradual_pruning(
     return Algorithm(
         name="pruning",
         sparsity=Cubic(check_sparsity(sparsity), start=start, end=end),
-        distribute=_sharing(distribution),
+        distribute=as_distribution(distribution),
         initial=None,
         when=Every(every, start=start, stop=end),
         scope=scope,
@@ -201,7 +200,7 @@ def snip(
     return Algorithm(
         name="snip",
         sparsity=sparsity,
-        distribute=_sharing(distribution),
+        distribute=as_distribution(distribution),
         initial=None,
         when=Once(0),
         drop=connection_sensitivity,
@@ -247,10 +246,6 @@ def with_densities(algorithm: Algorithm, masks: Mapping[str, Tensor]) -> Algorit
     counts = CountsOf({name: int(mask.sum()) for name, mask in masks.items()}, {n: m.shape for n, m in masks.items()})
     size = sum(mask.numel() for mask in masks.values())
     return replace(algorithm, sparsity=1 - sum(counts.alive.values()) / size, distribute=counts)
-
-
-def _sharing(distribution: Sharing) -> Distribution:
-    return PerLayer(distribution) if isinstance(distribution, Mapping) else distribution
 
 
 def _last_update(total_steps: int, every: int, drop_fraction: float, stop: int | None) -> int:

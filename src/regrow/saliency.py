@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from regrow.algorithm import select
-from regrow.distributions import Distribution, total_alive, uniform
+from regrow.distributions import Sharing, as_distribution, total_alive, uniform
 from regrow.layers import Layer, find_layers, unwrap
 from regrow.scores import uniform_numbers
 
@@ -116,7 +116,7 @@ def masks_from_scores(
     sparsity: float,
     *,
     scope: Literal["layer", "global"] = "global",
-    distribution: Distribution = uniform,
+    distribution: Sharing = uniform,
 ) -> dict[str, Tensor]:
     """Masks of the weights with the largest scores, for :func:`regrow.from_masks`; counts are exact whatever the ties.
 
@@ -124,7 +124,7 @@ def masks_from_scores(
         scores: parameter name → scores of the weight's shape.
         sparsity: S, the global share of zeros in [0, 1).
         scope: "global": one threshold over all layers, at least one weight alive in each; "layer": each layer by
-            ``distribution``.
+            ``distribution``, which may be a dict glob → sparsity.
         distribution: used where ``scope`` is "layer". It sees shapes alone: weights with more than two dimensions
             count as convolutions, the first of all as the model's first layer.
 
@@ -149,7 +149,7 @@ def masks_from_scores(
     everyone = {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
     if scope == "global":
         return largest(scores, total_alive(layers, sparsity), everyone)
-    counts = distribution(layers, sparsity)
+    counts = as_distribution(distribution)(layers, sparsity)
     return {name: select(score, counts[name], everyone[name]) for name, score in scores.items()}
 
 
