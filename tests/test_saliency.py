@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from nets import batch, convnet, mlp
+from nets import batch, convnet, mlp, sgd
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -127,6 +127,29 @@ def test_the_passes_leave_everything_as_it_was(measure) -> None:
     assert torch.equal(generator, torch.get_rng_state())
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert all(module.training for module in model.modules())
+
+
+def test_batches_that_are_drawn_leave_the_generator_as_it_was() -> None:
+    dataset = torch.utils.data.TensorDataset(*batch(0, (20, 12)))
+    loader = torch.utils.data.DataLoader(dataset, 5, shuffle=True)
+    model, generator = mlp(), torch.get_rng_state()
+    drawn = [(inputs, targets) for inputs, targets in loader]
+    assert not torch.equal(generator, torch.get_rng_state())
+    torch.set_rng_state(generator)
+    scores = regrow.snip_scores(model, F.cross_entropy, loader)
+    assert torch.equal(generator, torch.get_rng_state())
+    assert torch.equal(scores["0.weight"], regrow.snip_scores(model, F.cross_entropy, drawn)["0.weight"])
+
+
+def test_compact_weights_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(12, 64), nn.ReLU(), nn.Linear(64, 5))
+    sparsifier = regrow.attach(model, sgd(model), regrow.static(sparsity=0.9), storage="compact")
+    assert model[0].weight.dim() == 1
+    for measure in (regrow.snip_scores, regrow.grasp_scores, regrow.obd_scores):
+        with pytest.raises(ValueError, match=r"'0\.weight' is compact, .*: call sparsifier\.detach\(\) or"):
+            measure(model, F.cross_entropy, [batch(0)])
+    sparsifier.detach()
+    assert regrow.snip_scores(model, F.cross_entropy, [batch(0)])["0.weight"].shape == (64, 12)
 
 
 def test_attention_can_be_differentiated_twice() -> None:

@@ -1,6 +1,7 @@
 """One-shot scores that a gradient alone does not carry: functions of (model, loss, batches), and masks made of them.
 
-As everywhere in the library a larger score is worth more. No pass changes the model, its gradients or any generator.
+As everywhere in the library a larger score is worth more. No pass changes the model, its gradients or any of
+torch's own generators, also where the batches are drawn from them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -42,7 +43,7 @@ def snip_scores(
         Parameter name → scores of the weight's shape.
 
     Raises:
-        ValueError: there is no batch, a pattern matches nothing, or a weight takes no part in the loss.
+        ValueError: there is no batch, a pattern matches nothing, a weight is compact or takes no part in the loss.
 
     Lee, Ajanthan & Torr 2019, section 4.1.
     """
@@ -180,11 +181,19 @@ class _Losses:
     """The loss of each batch as a function of the chosen weights, differentiable once and twice."""
 
     def __init__(self, model: nn.Module, loss: Loss, batches: Batches, include: Names | None, exclude: Names) -> None:
-        self.model, self.loss, self.batches = unwrap(model), loss, list(batches)
-        if not self.batches:
-            raise ValueError("batches is empty; expected at least one pair of (inputs, targets)")
+        self.model, self.loss = unwrap(model), loss
         names = find_layers(self.model, include, exclude)
         parameters = dict(self.model.named_parameters())
+        for name, layer in names.items():
+            if parameters[name].shape != layer.shape:
+                raise ValueError(
+                    f"'{name}' is compact, and scores are of every weight: call sparsifier.detach() or "
+                    "regrow.to_dense(model) first"
+                )
+        with _undisturbed(self.model):
+            self.batches = list(batches)
+        if not self.batches:
+            raise ValueError("batches is empty; expected at least one pair of (inputs, targets)")
         self.weights = {name: parameters[name].detach().requires_grad_() for name in names}
 
     def mean_gradient(self) -> Scores:
