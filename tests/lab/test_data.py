@@ -644,6 +644,20 @@ def test_parquet_larger_than_the_memory_is_unpacked_and_streamed(monkeypatch: py
         load_data("hub", CPU)
 
 
+def test_a_set_has_a_label_an_image(tmp_path: Path) -> None:
+    def images(number: int) -> Tensor:
+        return torch.zeros(1, dtype=torch.uint8).expand(number, 28, 28, 1)
+
+    source, labels = Source("idx files", (tmp_path / "a",), lambda: pytest.fail("not to be read")), torch.arange
+    for train, given in ((labels(10_000) % 10, "10000"), (torch.zeros(1).long().expand(60_000, 28), "60000×28")):
+        found = Decoded(images(60_000), train, images(10_000), labels(10_000) % 10)
+        with pytest.raises(ValueError, match=f"has 60,000 training images and {given} labels of them; expected one an"):
+            IMAGE_SETS["mnist"].check(found, source)
+    found = Decoded(images(60_000), labels(60_000) % 10, images(10_000), labels(60_000) % 10)
+    with pytest.raises(ValueError, match="has 10,000 test images and 60000 labels"):
+        IMAGE_SETS["mnist"].check(found, source)
+
+
 def test_a_text_is_split_ninety_to_ten() -> None:
     content = bytes(range(256)) * 4
     for name in ("tinyshakespeare.txt", "mine.txt"):

@@ -14,6 +14,7 @@ from regrow_lab.data.hugging_face import find_hugging_face
 from regrow_lab.data.idx import FASHION_MNIST, MNIST, find_idx
 from regrow_lab.data.source import Decoded, Source
 
+PARTS = ("training", "test")
 Finder = Callable[[Path], Source | None]
 
 
@@ -59,7 +60,12 @@ class ImageSet:
                 f"{source.folder} holds {sizes[0]:,} + {sizes[1]:,} images of {_times(shape)}; {self.title} "
                 f"has {self.size[0]:,} + {self.size[1]:,} of {_times(self.shape)}: get it again"
             )
-        for labels in (found.train_labels, found.test_labels):
+        for part, labels, size in zip(PARTS, (found.train_labels, found.test_labels), sizes, strict=True):
+            if labels.shape != (size,):
+                raise ValueError(
+                    f"{source.folder} has {size:,} {part} images and {_times(tuple(labels.shape)) or 'no'} labels of "
+                    f"them; expected one an image: get it again"
+                )
             counts = labels.bincount(minlength=self.num_classes) if labels.min() >= 0 else labels
             if len(counts) != self.num_classes or not counts.all():
                 raise ValueError(
