@@ -103,7 +103,9 @@ def test_streamed_images_are_those_of_the_memory(folder: Path) -> None:
     for (inputs, labels), (expected, expected_labels) in zip(streamed, resident, strict=True):
         assert torch.equal(inputs, expected)
         assert torch.equal(labels, expected_labels)
-    parts = ImageFiles(listed, 0, CPU, "it").parts(RunConfig(validation=3, augmentation="crop-flip"))
+    parts = ImageFiles(listed, 0, CPU, "it", PIXELS.mean, PIXELS.std).parts(
+        RunConfig(validation=3, augmentation="crop-flip")
+    )
     assert parts.validation is not None
     assert (len(parts.train), len(parts.validation), len(parts.test)) == (7, 3, 8)
     assert parts.example.shape == (1, 3, 8, 8)

@@ -353,6 +353,17 @@ def test_grey_images_have_one_channel(tmp_path: Path) -> None:
     assert source.read().train_images.shape == (1, 4, 4, 1)
 
 
+def test_one_colour_image_among_grey_ones_makes_three_channels(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        (tmp_path / part / "only").mkdir(parents=True)
+        Image.new("L", (4, 4), 77).save(tmp_path / part / "only" / "a.png")
+    Image.new("RGB", (4, 4), (1, 2, 3)).save(tmp_path / "test" / "only" / "b.png")
+    source = find_image_folder(tmp_path)
+    assert source is not None
+    found = source.read()
+    assert (found.train_images.shape, found.test_images.shape) == ((1, 4, 4, 3), (2, 4, 4, 3))
+
+
 def test_image_folders_that_are_none(tmp_path: Path) -> None:
     assert find_image_folder(tmp_path) is None
     (tmp_path / "train/cat").mkdir(parents=True)
@@ -414,6 +425,59 @@ def test_hugging_face_files(tmp_path: Path, form: str) -> None:
         path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ValueError, match="is truncated or broken"):
         source.read()
+
+
+def write_parquet(folder: Path, **parts: list[tuple[Image.Image, str, int]]) -> Path:
+    """Rows of pictures, the formats that they are kept in, and labels, a file each part."""
+    import pyarrow
+    from pyarrow import parquet
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, rows in parts.items():
+        cells = []
+        for image, form, _ in rows:
+            file = io.BytesIO()
+            more = {"save_all": True, "append_images": [image]} if form == "MPO" else {}
+            image.save(file, form, **more)
+            cells.append({"bytes": file.getvalue(), "path": None})
+        table = pyarrow.table({"image": cells, "label": [label for *_, label in rows]})
+        parquet.write_table(table, folder / f"{part}-0.parquet")
+    return folder
+
+
+def plain(colour: Any, size: tuple[int, int] = (8, 8)) -> Image.Image:
+    return Image.new("RGB" if isinstance(colour, tuple) else "L", size, colour)
+
+
+RED, GREY = (200, 10, 10), 90
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "channels"),
+    [([GREY, RED], [RED], 3), ([GREY], [RED], 3), ([RED], [GREY], 3), ([GREY], [GREY], 1)],
+)
+def test_grey_among_colour_is_three_channels_of_hugging_face_too(
+    train: list[Any], test: list[Any], channels: int, tmp_path: Path
+) -> None:
+    rows = {name: [(plain(colour), "PNG", 0) for colour in part] for name, part in (("train", train), ("test", test))}
+    source = find_hugging_face(write_parquet(tmp_path, **rows))
+    assert source is not None
+    found = source.read()
+    assert (found.train_images.shape[3], found.test_images.shape[3]) == (channels, channels)
+
+
+@pytest.mark.parametrize("wrong", ["train", "test"])
+def test_hugging_face_images_of_several_sizes_are_scaled_or_refused(wrong: str, tmp_path: Path) -> None:
+    rows = {part: [(plain(RED, (20, 12)), "PNG", 0)] for part in ("train", "test")}
+    rows[wrong] = [(plain(RED), "PNG", 0), *(rows[wrong] if wrong == "train" else [])]
+    write_parquet(tmp_path, **rows)
+    source, scaled = find_hugging_face(tmp_path), find_hugging_face(tmp_path, image_size=6)
+    assert source is not None
+    assert scaled is not None
+    with pytest.raises(ValueError, match=r"scale them with image_size$"):
+        source.read()
+    found = scaled.read()
+    assert (found.train_images.shape[1:], found.test_images.shape[1:]) == ((6, 6, 3), (6, 6, 3))
 
 
 class Cell:
@@ -642,6 +706,64 @@ def test_parquet_larger_than_the_memory_is_unpacked_and_streamed(monkeypatch: py
     forget()
     with pytest.raises(ValueError, match="is truncated or broken"):
         load_data("hub", CPU)
+
+
+def test_streamed_rows_of_any_format_are_all_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [(plain((number, 0, 9)), form, number % 2) for number, form in enumerate(("PNG", "GIF", "JPEG", "MPO"))]
+    write_parquet(root() / "formats", train=rows, test=rows[:2])
+    monkeypatch.setattr(data_module, "memory_limit", lambda device: 0)
+    data = load_data("formats", CPU)
+    assert isinstance(data, ImageFiles)
+    assert data.folder.train.labels == (0, 1, 0, 1)  # in the order of the rows, as in memory
+    assert len(data.folder.test.files) == 2
+    data.folder.train.files[-1].unlink()
+    data_module._load.cache_clear()
+    with pytest.raises(ValueError, match="holds 3 images of train, 4 were unpacked there: delete it, and it is"):
+        load_data("formats", CPU)
+
+
+@pytest.mark.parametrize("name", ["digits", "digits-images", "cifar10", "tinyshakespeare", "mine.txt"])
+def test_an_image_size_is_refused_where_it_would_change_nothing(name: str) -> None:
+    with pytest.raises(ValueError, match=f"image_size is for folders of images, given 8 for data {name}: leave it out"):
+        load_data(name, CPU, image_size=8)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_labels_of_the_test_part_alone_are_classes_too(streamed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures.write_image_folder(root() / "last")
+    for part in ("train", "test"):
+        (root() / "last" / part / "extra").mkdir()
+    plain(RED).save(root() / "last/test/extra/a.png")
+    if streamed:
+        monkeypatch.setattr(data_module, "memory_limit", lambda device: 0)
+    assert load_data("last", CPU).parts(RunConfig(data="last")).num_classes == 3
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_images_too_small_to_be_reflected_are_not_cropped(streamed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if streamed:
+        monkeypatch.setattr(data_module, "memory_limit", lambda device: 0)
+    for side in (4, 5):
+        pictures.write_image_folder(root() / str(side), train=1, test=1, side=side)
+    data = load_data("4", CPU)
+    with pytest.raises(ValueError, match="crop-flip pads with 4 reflected pixels, images of data 4 are 4×4: leave it"):
+        data.parts(RunConfig(data="4", augmentation="crop-flip"))
+    assert data.parts(RunConfig(data="4", augmentation="resized-crop-flip"))
+    assert load_data("5", CPU).parts(RunConfig(data="5", augmentation="crop-flip"))
+
+
+def test_counts_are_kept_and_made_again_when_they_are_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures.write_image_folder(root() / "large")
+    resident = load_data("large", CPU)
+    monkeypatch.setattr(data_module, "memory_limit", lambda device: 0)
+    for break_it in (lambda text: text, lambda text: text.replace("[", "[1, ", 1), lambda text: text[:50]):
+        data_module._load.cache_clear()
+        data = load_data("large", CPU)
+        assert isinstance(data, ImageFiles)
+        assert isinstance(resident, Dataset)
+        assert (data.mean, data.std) == (resident.mean, resident.std)
+        [kept] = cache_folder().glob("*-counts.json")
+        kept.write_text(break_it(kept.read_text()))
 
 
 def test_a_set_has_a_label_an_image(tmp_path: Path) -> None:

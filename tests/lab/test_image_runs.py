@@ -9,6 +9,7 @@ from typing import Any
 import pictures
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from regrow_lab import data as data_module
@@ -107,17 +108,22 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
     assert result["samples_per_second"] > 0
 
 
+@pytest.mark.parametrize("kind", ["colour", "grey", "hugging face"])
 def test_a_streamed_run_is_the_run_in_memory_and_may_be_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = RunConfig(augmentation="crop-flip", **IMAGES)
-    monkeypatch.setattr(
-        data_module, "_statistics", lambda images: (data_module.IMAGENET_MEAN, data_module.IMAGENET_STD)
-    )
+    if kind == "grey":
+        for path in (data_root / "pictures").rglob("*.png"):
+            Image.open(path).convert("L").save(path)
+    if kind == "hugging face":
+        pictures.write_hugging_face(data_root / "pictures", remove=True)
+    config = RunConfig(augmentation="crop-flip", validation=3, **IMAGES)
     train(config, tmp_path / "resident", keep_weights=True)
     data_module._load.cache_clear()
     monkeypatch.setattr(data_module, "memory_limit", lambda device: 0)
-    assert_stops_do_no_harm(config, tmp_path / "streamed", tmp_path / "stopped", monkeypatch)
+    if kind == "colour":
+        assert_stops_do_no_harm(config, tmp_path / "streamed", tmp_path / "stopped", monkeypatch)
+    train(config, tmp_path / "streamed", keep_weights=True)
     resident, streamed = (outcome(tmp_path / name, config) for name in ("resident", "streamed"))
     assert resident[:2] == streamed[:2]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 
 from regrow_lab.config import RunConfig
-from regrow_lab.data.augment import AUGMENTATIONS
+from regrow_lab.data.augment import AUGMENTATIONS, PADDING, Augmentation, crop_flip
 from regrow_lab.data.batches import Images, Parts, Pixels, StreamedImages, Vectors, Windows, held_out
-from regrow_lab.data.cache import decoded, unpacked
+from regrow_lab.data.cache import counted, decoded, unpacked
 from regrow_lab.data.digits import digits, digits_images
 from regrow_lab.data.folder import ImageFolder, Listing, check_one_size, decode_file, find_image_folder, list_images
-from regrow_lab.data.hugging_face import find_hugging_face
+from regrow_lab.data.hugging_face import find_hugging_face, list_unpacked
 from regrow_lab.data.sets import IMAGE_SETS
 from regrow_lab.data.source import FourTensors, Source, data_root
+from regrow_lab.data.statistics import counts_of, counts_of_files, statistics_of
 
 TINY_SHAKESPEARE = "tinyshakespeare"
 TEXT_TRAIN_SHARE = 0.9
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """Number of labels."""
-        return int(self.train_labels.max()) + 1
+        """Number of labels, of either part."""
+        return int(max(self.train_labels.max(), self.test_labels.max())) + 1
 
     def parts(self, config: RunConfig) -> Parts:
         """What a run trains on. Raises ValueError for augmentation of what is no image, and too much held out."""
         pixels = None
         if self.train_inputs.dim() == 4:
-            pixels = Pixels(self.mean, self.std, AUGMENTATIONS[config.augmentation])
+            pixels = Pixels(self.mean, self.std, _augmentation(config, self.train_inputs.shape[1:3]))
         else:
             _only_for_images(config, self.name)
 
@@ -105,22 +105,29 @@ class ImageFiles:
     image_size: int
     device: torch.device
     name: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of labels, of either part."""
+        return max(*self.folder.train.labels, *self.folder.test.labels) + 1
 
     def parts(self, config: RunConfig) -> Parts:
-        """What a run trains on. Raises ValueError if too much is held out."""
-        pixels = Pixels(IMAGENET_MEAN, IMAGENET_STD)
+        """What a run trains on. Raises ValueError for images too small to augment, and too much held out."""
+        pixels = Pixels(self.mean, self.std)
 
         def part(listing: Listing, pixels: Pixels = pixels) -> StreamedImages:
             return StreamedImages(listing, self.image_size, pixels, self.device)
 
         kept, held = held_out(len(self.folder.train.files), config.validation, self.name)
         train = _chosen(self.folder.train, kept)
-        augmented = replace(pixels, augmentation=AUGMENTATIONS[config.augmentation])
         validation = part(_chosen(self.folder.train, held)) if config.validation else None
-        test, num_classes = part(self.folder.test), len(self.folder.classes)
-        first = decode_file(self.folder.test.files[0], self.image_size).unsqueeze(0).to(self.device)
+        test = part(self.folder.test)
+        first = decode_file(self.folder.test.files[0], self.image_size)[None, ..., : len(self.mean)].to(self.device)
+        augmented = replace(pixels, augmentation=_augmentation(config, first.shape[1:3]))
         example = pixels.inputs(first, torch.zeros(1, dtype=torch.int64, device=self.device))
-        return Parts(part(train, augmented), validation, test, num_classes, example)
+        return Parts(part(train, augmented), validation, test, self.num_classes, example)
 
 
 def _chosen(listing: Listing, numbers: Tensor) -> Listing:
@@ -128,6 +135,16 @@ def _chosen(listing: Listing, numbers: Tensor) -> Listing:
     return Listing(
         tuple(listing.files[number] for number in chosen), tuple(listing.labels[number] for number in chosen)
     )
+
+
+def _augmentation(config: RunConfig, size: Sequence[int]) -> Augmentation | None:
+    augmentation = AUGMENTATIONS[config.augmentation]
+    if augmentation is crop_flip and min(size) <= PADDING:  # a reflection would reach beyond the other side
+        raise ValueError(
+            f"augmentation crop-flip pads with {PADDING} reflected pixels, images of data {config.data} are "
+            f"{size[1]}×{size[0]}: leave it out, or scale the images of a folder with image_size"
+        )
+    return augmentation
 
 
 def _only_for_images(config: RunConfig, name: str) -> None:
@@ -156,16 +173,20 @@ def load_data(name: str, device: torch.device, image_size: int = 0) -> AnyData:
         image_size: side in pixels to which the images of a folder are scaled; 0 leaves them as they are.
 
     Raises:
-        ValueError: there is no such data set, its files are missing, truncated or not the published ones.
+        ValueError: there is no such data set, its files are missing, truncated or not the published ones; or an
+            image_size is given for what is no folder of images.
     """
     return _load(name, device, image_size, data_root())
 
 
 @functools.cache
 def _load(name: str, device: torch.device, image_size: int, root: Path) -> AnyData:
+    is_text = name == TINY_SHAKESPEARE or name.endswith(".txt")
+    if image_size and (name in DATASETS or name in IMAGE_SETS or is_text):
+        raise ValueError(f"image_size is for folders of images, given {image_size} for data {name}: leave it out")
     if name in DATASETS:
         tensors = DATASETS[name]()
-        mean, std = _statistics(tensors[0]) if tensors[0].dim() == 4 else ((), ())
+        mean, std = statistics_of(counts_of(tensors[0])) if tensors[0].dim() == 4 else ((), ())
         return Dataset(*_on(device, tensors), name=name, mean=mean, std=std)
     if name in IMAGE_SETS:
         image_set = IMAGE_SETS[name]
@@ -173,7 +194,7 @@ def _load(name: str, device: torch.device, image_size: int, root: Path) -> AnyDa
         found = decoded(name, source)
         image_set.check(found, source)
         return Dataset(*_on(device, found.tensors), name=name, mean=image_set.mean, std=image_set.std)
-    if name == TINY_SHAKESPEARE or name.endswith(".txt"):
+    if is_text:
         return _load_text(name, device, root)
     return _load_folder(name, device, image_size, root)
 
@@ -204,19 +225,20 @@ def _load_folder(name: str, device: torch.device, image_size: int, root: Path) -
         what = "has no train/CLASS/ with images" if folder.is_dir() else "does not exist"
         raise ValueError(f"unknown data {name!r}: choose one of {known}, or an image folder ({folder} {what})")
     if source.size() > memory_limit(device):
-        listed = list_images(folder if source.unpack is None else unpacked(str(folder), source))
+        listed = list_images(folder) if source.unpack is None else list_unpacked(unpacked(str(folder), source))
         if not image_size:
             check_one_size((*listed.train.files, *listed.test.files))
-        return ImageFiles(listed, image_size, device, name)
+        counts = counted(f"{folder}-{image_size}", source.files, lambda: counts_of_files(listed, image_size))
+        return ImageFiles(listed, image_size, device, name, *statistics_of(counts))
     found = decoded(f"{folder}-{image_size}", source)
-    mean, std = _statistics(found.train_images)
+    mean, std = statistics_of(counts_of(found.train_images))
     return Dataset(*_on(device, found.tensors), name=name, mean=mean, std=std)
 
 
 def _find_folder(folder: Path, image_size: int) -> Source | None:
     if not folder.is_dir():
         return None
-    return find_image_folder(folder, image_size) or find_hugging_face(folder)
+    return find_image_folder(folder, image_size) or find_hugging_face(folder, image_size)
 
 
 def memory_limit(device: torch.device) -> int:
@@ -224,13 +246,3 @@ def memory_limit(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 2
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
-def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, for pixels in [0, 1]; exact, by counting values."""
-    values = torch.arange(256, dtype=torch.float64) / 255
-    counts = [images[..., channel].flatten().bincount(minlength=256).double() for channel in range(images.shape[3])]
-    means = [float((count * values).sum() / count.sum()) for count in counts]
-    squares = [float((count * values**2).sum() / count.sum()) for count in counts]
-    deviations = [max(square - mean**2, 1e-6) ** 0.5 for square, mean in zip(squares, means, strict=True)]
-    return tuple(means), tuple(deviations)

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -146,7 +145,7 @@ class StreamedImages:
         batches = [chosen.tolist() for chosen in order.split(batch_size)][first:]
         daemon = multiprocessing.current_process().daemon  # which may have no children: it decodes by itself
         loader: DataLoader[Batch | ValueError] = DataLoader(
-            _Files(self.listing.files, self.listing.labels, self.image_size),  # type: ignore[arg-type]  # a set that gives whole batches
+            _Files(self.listing, self.image_size, channels=len(self.pixels.mean)),  # type: ignore[arg-type]  # a set that gives whole batches
             batch_sampler=batches,
             num_workers=0 if daemon else min(os.cpu_count() or 1, MOST_WORKERS, len(batches)),
             collate_fn=_as_it_is,  # type: ignore[arg-type]  # which are not to be collated
@@ -164,20 +163,23 @@ class StreamedImages:
 
 @dataclass(frozen=True)
 class _Files:
-    files: tuple[Path, ...]
-    labels: tuple[int, ...]
+    listing: Listing
     image_size: int
+    channels: int
+    """1 of images that are all grey, else 3."""
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.listing.files)
 
     def __getitems__(self, numbers: list[int]) -> Batch | ValueError:
         """A whole batch at once, as DataLoader asks for it; what is wrong with a file, not buried in a traceback."""
         try:
-            images = decode_files([self.files[number] for number in numbers], self.image_size, grey=False)
+            images = decode_files([self.listing.files[number] for number in numbers], self.image_size)
         except ValueError as error:
             return error
-        return images, torch.tensor([self.labels[number] for number in numbers])
+        return images[..., : self.channels].contiguous(), torch.tensor(
+            [self.listing.labels[number] for number in numbers]
+        )
 
 
 def _as_it_is(batch: Batch | ValueError) -> Batch | ValueError:

@@ -6,15 +6,17 @@ import hashlib
 import os
 import pickle
 import tempfile
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from regrow_lab.data.source import Decoded, Source, fingerprint
-from regrow_lab.store import write_whole
+from regrow_lab.store import read_json, write_json, write_whole
 
-SCHEMA = 2  # 1 cut images of 16 bits off at 255
+SCHEMA = 3  # 1 cut images of 16 bits off at 255; 2 told the channels of each part by itself, and lost GIF in unpacking
 
 
 def cache_folder() -> Path:
@@ -27,7 +29,7 @@ def decoded(name: str, source: Source) -> Decoded:
 
     Raises ValueError as the source does.
     """
-    path = cache_folder() / f"{hashlib.sha256(name.encode()).hexdigest()[:8]}-{Path(name).name}.pt"
+    path = cache_folder() / f"{_short(name)}.pt"
     key = fingerprint(source.files)
     found = _load(path, key)
     if found is None:
@@ -42,10 +44,7 @@ def unpacked(name: str, source: Source) -> Path:
     Raises ValueError as the source does, and if there is no place for it.
     """
     assert source.unpack is not None
-    home = (
-        cache_folder()
-        / f"{hashlib.sha256(name.encode()).hexdigest()[:8]}-{Path(name).name}-{fingerprint(source.files)}"
-    )
+    home = cache_folder() / f"{_short(name)}-{fingerprint(source.files)}-{SCHEMA}"
     if home.is_dir():
         return home
     try:
@@ -60,6 +59,30 @@ def unpacked(name: str, source: Source) -> Path:
             f"({error.strerror}): make room there, or name another place with XDG_CACHE_HOME"
         ) from None
     return home
+
+
+def counted(name: str, files: Iterable[Path], count: Callable[[], Tensor]) -> Tensor:
+    """What `count` counts in these files, from the cache if it is there, whole, and of these very files; else kept."""
+    path = cache_folder() / f"{_short(name)}-counts.json"
+    key = fingerprint(files)
+    with suppress(OSError, ValueError, KeyError):
+        stored = read_json(path)
+        if stored["checksum"] == _of_counts(key, stored["counts"]):
+            return torch.tensor(stored["counts"])
+    found = count()
+    counts = found.tolist()
+    with suppress(OSError):  # a full or read-only disk: they are counted again next time
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"checksum": _of_counts(key, counts), "counts": counts})
+    return found
+
+
+def _of_counts(key: str, counts: object) -> str:
+    return hashlib.sha256(f"{SCHEMA} {key} {counts}".encode()).hexdigest()
+
+
+def _short(name: str) -> str:
+    return f"{hashlib.sha256(name.encode()).hexdigest()[:8]}-{Path(name).name}"
 
 
 def _load(path: Path, key: str) -> Decoded | None:

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regrow_lab.data.source import Decoded, Source
+from regrow_lab.data.source import Decoded, Source, with_fewest_channels
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+UNPACKED = ".image"
+"""What a row of a Hugging Face file is unpacked to, of whatever format: pillow goes by the content, not the name."""
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", UNPACKED)
 TEST_NAMES = ("test", "val", "validation")
 
 
@@ -87,46 +89,43 @@ def _listing(classes: dict[str, list[Path]]) -> Listing:
 
 def _decode_all(listed: ImageFolder, image_size: int) -> Decoded:
     train, test = (decode_files(part.files, image_size) for part in (listed.train, listed.test))
-    if train.shape[1:] != test.shape[1:]:
-        raise ValueError(
-            f"training images are {_size(train[0])}, test images {_size(test[0])}: scale them with image_size"
-        )
-    return Decoded(train, torch.tensor(listed.train.labels), test, torch.tensor(listed.test.labels))
+    check_same_size(listed.test.files[0], test.shape[1:], listed.train.files[0], train.shape[1:])
+    labels = torch.tensor(listed.train.labels), torch.tensor(listed.test.labels)
+    return with_fewest_channels(Decoded(train, labels[0], test, labels[1]))
 
 
-def decode_files(files: Sequence[Path], image_size: int = 0, *, grey: bool = True) -> Tensor:
+def decode_files(files: Sequence[Path], image_size: int = 0) -> Tensor:
     """The images of `files`, uint8, N × height × width × 3.
 
     Args:
         files: of one size, unless image_size is given.
         image_size: scale the shorter side to so many pixels and cut out the middle; 0 leaves images as they are.
-        grey: give one channel instead of three if all images are grey.
 
     Raises:
         ValueError: a file is no image that can be read, or images differ in size.
     """
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     first = decode_file(files[0], image_size)
     images = torch.empty(len(files), *first.shape, dtype=torch.uint8)
 
-    def fill(number: int) -> bool:
+    def fill(number: int) -> None:
         image = decode_file(files[number], image_size)
-        if image.shape != first.shape:
-            raise ValueError(
-                f"{files[number]} is {_size(image)}, {files[0]} is {_size(first)}: scale them with image_size"
-            )
+        check_same_size(files[number], image.shape, files[0], first.shape)
         images[number] = image
-        return grey and bool((image[..., :1] == image).all())
 
-    with ThreadPoolExecutor(workers) as pool:  # pillow decodes outside the interpreter's lock
-        all_grey = all(list(pool.map(fill, range(len(files)))))
-    return images[..., :1].contiguous() if all_grey else images
+    with threads() as pool:
+        list(pool.map(fill, range(len(files))))
+    return images
+
+
+def threads() -> ThreadPoolExecutor:
+    """As many as there are cores for this process: pillow decodes outside the interpreter's lock."""
+    return ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
 
 
 def decode_file(path: Path, image_size: int = 0) -> Tensor:
     """One image, uint8, height × width × 3. Arguments and errors as in `decode_files`."""
     try:
-        from PIL import Image, ImageOps
+        from PIL import Image
     except ImportError:
         raise ValueError("image folders are read with pillow, which is not installed: pip install pillow") from None
     try:
@@ -134,6 +133,13 @@ def decode_file(path: Path, image_size: int = 0) -> Tensor:
             image = eight_bits(opened).convert("RGB")
     except Exception as error:  # a broken image may raise anything, and one of too many pixels is refused by pillow
         raise ValueError(f"{path} is no image that can be read ({error}): repair or delete it") from None
+    return pixels_of(image, image_size)
+
+
+def pixels_of(image: Any, image_size: int = 0) -> Tensor:
+    """A pillow image in RGB as uint8, height × width × 3, scaled and cut as in `decode_files`."""
+    from PIL import Image, ImageOps
+
     if image_size:
         image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
     width, height = image.size
@@ -181,5 +187,9 @@ def check_one_size(files: Sequence[Path], looked_at: int = 64) -> None:
             )
 
 
-def _size(image: Tensor) -> str:
-    return f"{image.shape[1]}×{image.shape[0]}"
+def check_same_size(path: Path, shape: Sequence[int], first: Path, expected: Sequence[int]) -> None:
+    """Raise ValueError where the image at `path` (height × width × channels) is not as large as the first."""
+    if shape != expected:
+        raise ValueError(
+            f"{path} is {shape[1]}×{shape[0]}, {first} is {expected[1]}×{expected[0]}: scale them with image_size"
+        )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
 FourTensors = tuple[Tensor, Tensor, Tensor, Tensor]
+COMPARED = 1024
+"""Images that are compared at once: of the whole set at once the answers would take as much memory as the set."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,20 @@ class Decoded:
     def tensors(self) -> FourTensors:
         """All four, in the order above."""
         return self.train_images, self.train_labels, self.test_images, self.test_labels
+
+
+def is_grey(images: Tensor) -> bool:
+    """Whether the channels of all these images (… × channels) are the same."""
+    return bool((images[..., :1] == images).all())
+
+
+def with_fewest_channels(found: Decoded) -> Decoded:
+    """The same with one channel in place of three, if every image of both parts is grey."""
+    parts = found.train_images, found.test_images
+    if not all(is_grey(images) for part in parts for images in part.split(COMPARED)):
+        return found
+    train, test = (part[..., :1].contiguous() for part in parts)
+    return replace(found, train_images=train, test_images=test)
 
 
 @dataclass(frozen=True)
