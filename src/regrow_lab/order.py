@@ -23,9 +23,14 @@ def order_of(config: RunConfig, epoch: int, samples: int, batches: int, total_st
     order = data_order(config.seed, epoch, samples)
     if not config.data_order:
         return order
-    steps = round(config.rewind * total_steps) - epoch * batches
+    steps = rewind_step(config, total_steps) - epoch * batches
     same, rest = order.tensor_split([min(max(steps, 0) * config.batch_size, samples)])
     return torch.cat([same, rest[data_order(f"{config.seed} order {config.data_order}", epoch, len(rest))]])
+
+
+def rewind_step(config: RunConfig, total_steps: int) -> int:
+    """The step that the share `rewind` names: one that the run takes, so that what begins there does begin."""
+    return min(round(config.rewind * total_steps), total_steps - 1)
 
 
 def data_order(seed: int | str, epoch: int, samples: int) -> Tensor:

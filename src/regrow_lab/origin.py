@@ -17,6 +17,7 @@ from regrow_lab import sealed, store
 from regrow_lab.config import IMP_FRACTION, RunConfig
 from regrow_lab.data.batches import Parts
 from regrow_lab.evaluation import loss_of
+from regrow_lab.order import rewind_step
 
 SAMPLES = 10
 """Training samples a class whose loss the scores are taken of. Wang, Zhang & Grosse 2020, section 5."""
@@ -57,6 +58,15 @@ class Origin:
         return cls(saved["model"], saved["masks"], store.read_json(folder / "result.json"))
 
 
+def check_end(config: RunConfig, needed: RunConfig, result: Mapping[str, Any]) -> None:
+    """Raise ValueError if the run that `config` starts from diverged: its masks are not those that were asked for."""
+    if result["status"] == "diverged":
+        raise ValueError(
+            f"{config.run_id} starts from the end of {needed.run_id}, which diverged at step {result['diverged_at']}: "
+            "give settings that it can be trained with, such as a smaller learning_rate"
+        )
+
+
 def masks_of(config: RunConfig, origin: Origin | None, model: nn.Module, data: Parts) -> dict[str, Tensor] | None:
     """The masks that the run begins with, where its method does not draw them itself."""
     if config.method in SCORINGS:
@@ -94,7 +104,7 @@ def first_weights(config: RunConfig, origin: Origin | None, build: Callable[[], 
 
 def mask_step(config: RunConfig, total_steps: int) -> int:
     """The step at which the masks are put on: where imp rewinds to, as it is dense until there; else 0."""
-    return round(config.rewind * total_steps) if config.method == "imp" and config.start != "trained" else 0
+    return rewind_step(config, total_steps) if config.method == "imp" and config.start != "trained" else 0
 
 
 def scored_masks(config: RunConfig, model: nn.Module, data: Parts) -> dict[str, Tensor]:

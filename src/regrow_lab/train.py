@@ -15,7 +15,7 @@ from regrow_lab import checkpoint, ranks, sealed, store
 from regrow_lab.config import RunConfig, check_seconds
 from regrow_lab.ending import result_of
 from regrow_lab.machine import device_named
-from regrow_lab.origin import Origin
+from regrow_lab.origin import Origin, check_end
 from regrow_lab.training import Row, Training
 
 FINISHED = -1
@@ -53,7 +53,8 @@ def train(
         stopping: asked before every step; once it says yes, the run writes its checkpoint and stops.
 
     Raises:
-        ValueError: the configuration names something that does not exist or cannot be; nothing has been written.
+        ValueError: the configuration names something that does not exist or cannot be, or the run that this one starts
+            from diverged; nothing of this run has been written.
         store.ClaimedError: another process trains this run.
         store.StoppedError: the run was stopped, and goes on from there when it is trained again.
         store.LostError: another process of the run is gone; trained again, the run goes on from its last checkpoint.
@@ -66,7 +67,7 @@ def train(
     origin, needed = None, config.prerequisite
     if needed is not None:
         home = _home(directory, needed)
-        train(
+        end = train(
             needed,
             home,
             device=device,
@@ -75,6 +76,7 @@ def train(
             pulse=pulse,
             stopping=stopping,
         )
+        check_end(config, needed, end)
         origin = Origin.read(store.run_folder(home, needed), device_named(device))
     training = Training(config, device_named(device), origin)
     if ranks.rank() > 0:

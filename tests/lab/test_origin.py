@@ -86,6 +86,35 @@ def test_a_rewound_round_is_the_dense_run_until_the_rewind_step(tmp_path: Path) 
     assert result_of(late)["train_ratio"] == pytest.approx(1 + 0.5 + 0.5 * 0.8, abs=1e-3)
 
 
+def test_masks_are_put_on_however_late_the_rewind(tmp_path: Path) -> None:
+    config = RunConfig(method="imp", sparsity=imp_sparsity(1), rewind=0.99, epochs=1)
+    run = Training(config, CPU, end(tmp_path, RunConfig(epochs=1)))
+    assert run.masks_at == STEPS // 2 - 1
+    run.run_epoch(lambda: None)
+    assert run.sparsity == pytest.approx(0.2, abs=1e-4)
+    other = dataclasses.replace(config, data_order=1)
+    last = order_of(other, 0, 1297, STEPS // 2, STEPS // 2)[-17:]
+    assert not torch.equal(last, order_of(config, 0, 1297, STEPS // 2, STEPS // 2)[-17:])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        RunConfig(method="lottery", sparsity=0.8, epochs=1, learning_rate=1e30),
+        RunConfig(method="imp", sparsity=imp_sparsity(1), epochs=1, learning_rate=1e30),
+        RunConfig(data_order=1, epochs=1, learning_rate=1e30),
+    ],
+    ids=lambda config: config.method,
+)
+def test_nothing_starts_from_a_run_that_diverged(config: RunConfig, tmp_path: Path) -> None:
+    needed = config.prerequisite
+    assert needed is not None
+    for _ in range(2):
+        with pytest.raises(ValueError, match=rf"starts from the end of {needed.run_id}, which diverged at step \d+: "):
+            train(config, tmp_path)
+    assert not store.run_folder(tmp_path, config).exists()
+
+
 def test_the_other_starts_of_imp(tmp_path: Path) -> None:
     rewound, trained = end(tmp_path, imp(2)), Training(imp(1, start="trained"), CPU, end(tmp_path, RunConfig(**SHORT)))
     dense = Origin.read(store.run_folder(tmp_path, RunConfig(**SHORT)), CPU)
