@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from regrow_lab import schema
 from regrow_lab.config import RunConfig
 
 SCHEMA = 1
+DEFAULTS = RunConfig().to_dict()
 PARTS = ("runs", "report", "tune", "slurm", "again", "error.txt")
 """What may stand in the folder of a study beside study.json."""
 
@@ -59,7 +61,7 @@ def run_folder(directory: Path, config: RunConfig) -> Path:
 def read_runs(directory: Path) -> list[StoredRun]:
     """Every run stored under `directory`, ordered by name; those that have not got as far as config.json are left out.
 
-    Raises ValueError if `directory` holds no runs or a file in it cannot be understood.
+    Raises ValueError if `directory` holds no runs, a file in it cannot be understood, or a run's result is there twice.
     """
     runs = directory / "runs"
     if not runs.is_dir():
@@ -67,7 +69,26 @@ def read_runs(directory: Path) -> list[StoredRun]:
             f"{directory} holds no runs (there is no folder {runs}): "
             "give a folder that `regrow study` or `regrow train` wrote with --out"
         )
-    return [read_run(folder) for folder in sorted(runs.iterdir()) if (folder / "config.json").exists()]
+    found = [read_run(folder) for folder in sorted(runs.iterdir()) if (folder / "config.json").exists()]
+    _refuse_copies(found)
+    return found
+
+
+def _refuse_copies(runs: Iterable[StoredRun]) -> None:
+    """Raise ValueError where two results are of one configuration: a copy would count as another seed."""
+    known: dict[tuple[tuple[str, object], ...], Path] = {}
+    for run in runs:
+        if run.result is not None:
+            # An older version's runs lack the newer fields.
+            fields = (DEFAULTS | run.config | {"schema": None}).items()
+            key = tuple(
+                sorted((name, repr(value) if isinstance(value, (dict, list)) else value) for name, value in fields)
+            )
+            if key in known:
+                raise ValueError(
+                    f"{run.folder} holds the same run as {known[key]}, which would count twice: move one of them away"
+                )
+            known[key] = run.folder
 
 
 def read_run(folder: Path) -> StoredRun:
@@ -99,6 +120,7 @@ def write_config(folder: Path, config: RunConfig) -> None:
         write_json(path, config.to_dict())
         return
     stored = read_json(path)
+    schema.check(path, stored, schema.CONFIG)
     stored.pop("schema")
     if RunConfig.from_dict(stored) != config:
         raise ValueError(f"{path} is of another run than {config.run_id}: give another folder with --out")
@@ -146,7 +168,8 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
     Raises NotWrittenError if the disk does not take it; what stood at `path` is as it was.
     """
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    # On machines and in containers that share the folder another process may have this one's number.
+    beside = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         with writing(path), beside.open("wb") as file:
             write(file)

@@ -1,14 +1,16 @@
 import json
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
+from stored import store_run
 
 from regrow_lab import store
 from regrow_lab.config import RunConfig
@@ -142,6 +144,43 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     store.write_config(tmp_path, RunConfig())
     with pytest.raises(ValueError, match="of another run than dense-seed1-"):
         store.write_config(tmp_path, RunConfig(seed=1))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("sparsity", None), ("method", ["x"]), ("epochs", "1"), ("batch_size", 2**70)]
+)
+def test_a_configuration_of_other_kinds_is_damaged(field: str, value: object, tmp_path: Path) -> None:
+    store.write_config(tmp_path, RunConfig())
+    fields = store.read_json(tmp_path / "config.json") | {field: value}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=rf"config\.json is damaged: {field} is .*delete the run's folder"):
+        store.write_config(tmp_path, RunConfig())
+
+
+def test_a_copy_of_a_run_is_no_other_seed(tmp_path: Path) -> None:
+    for seed in range(2):
+        folder = store_run(tmp_path, seed=seed)
+    copy = folder.with_name(f"{folder.name}-backup")
+    shutil.copytree(folder, copy)
+    fields = store.read_json(copy / "config.json")
+    del fields["dropout"]  # as an older version wrote it
+    store.write_json(copy / "config.json", fields)
+    with pytest.raises(ValueError, match=rf"{copy} holds the same run as {folder}, which would count twice: move one"):
+        store.read_runs(tmp_path)
+    (copy / "result.json").unlink()
+    assert sum(run.result is not None for run in store.read_runs(tmp_path)) == 2
+
+
+def test_equal_process_numbers_of_two_machines_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "study.json"
+
+    def write(file: IO[bytes]) -> None:
+        store.write_json(path, {"of": "the other"})  # as a container with the same number does meanwhile
+        file.write(b"ours")
+
+    store.write_whole(path, write)
+    assert path.read_bytes() == b"ours"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_refusals_of_reading(tmp_path: Path) -> None:
