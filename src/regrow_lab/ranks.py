@@ -89,6 +89,11 @@ def part_of(batch: Batch) -> Batch:
     return inputs.tensor_split(world())[rank()], labels.tensor_split(world())[rank()]
 
 
+def smallest_part(samples: int) -> int:
+    """Samples that the rank with the fewest has of a batch."""
+    return samples if samples < world() else samples // world()
+
+
 def weight_of(part: Batch, batch: Batch) -> float:
     """What the mean loss of a part counts, so that the average over ranks is the mean over the batch."""
     if world() == 1 or len(batch[1]) < world():

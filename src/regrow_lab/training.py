@@ -14,7 +14,7 @@ import regrow
 from regrow_lab import ranks
 from regrow_lab.config import RunConfig
 from regrow_lab.data import load_data
-from regrow_lab.data.batches import Part
+from regrow_lab.data.batches import Part, Parts
 from regrow_lab.evaluation import Measured, batch_size_for, evaluate, loss_of
 from regrow_lab.learning_rate import learning_rate
 from regrow_lab.machine import forget_peak_memory
@@ -52,6 +52,7 @@ class Training:
         with torch.device("meta"):
             dense_net = find_model(config.model)(**arguments)
         dense_flops = regrow.count_flops(dense_net, example)
+        check_batches(config, dense_net, data)
         algorithm = algorithm_of(config, self.total_steps, dense_flops)
         self.dense_flops = dense_flops.dense
         self.dense_weights = num_weights(dense_net)
@@ -215,6 +216,25 @@ class Training:
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["device_random"].cpu(), self.device)
         self.began = time.perf_counter() - state["seconds"]
+
+
+def check_batches(config: RunConfig, net: torch.nn.Module, data: Parts) -> None:
+    """Refuse batches of a single sample for a net (on the meta device) whose batch norm has single pixels by then.
+
+    Raises ValueError.
+    """
+    samples, size = len(data.train), config.batch_size
+    if 1 not in map(ranks.smallest_part, (min(size, samples), samples % size or size)):
+        return
+    if not any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in net.modules()):
+        return
+    try:
+        net.train()(data.example.to("meta"))
+    except ValueError:  # torch's, as a mean of one value has no variance
+        raise ValueError(
+            f"{samples:,} samples in batches of {size} leave one sample alone, and {config.model} has a batch norm "
+            "that takes no variance of a single value: give another batch_size or another number of held-out samples"
+        ) from None
 
 
 def num_weights(model: torch.nn.Module) -> int:

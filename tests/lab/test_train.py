@@ -284,6 +284,33 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+ONE_BY_ONE: dict[str, Any] = {"model": "resnet18-imagenet", "data": "digits-images", "epochs": 1}
+
+
+@pytest.mark.parametrize(("validation", "batch_size"), [(1264, 16), (1296, 16), (0, 1)])
+def test_a_sample_alone_is_refused_where_batch_norm_has_nothing_else(
+    validation: int, batch_size: int, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        ValueError, match=r"leave one sample alone, and resnet18-imagenet has a batch norm .*: give ano"
+    ):
+        train(RunConfig(validation=validation, batch_size=batch_size, **ONE_BY_ONE), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        RunConfig(**ONE_BY_ONE, validation=1263, batch_size=16),
+        RunConfig(**ONE_BY_ONE | {"model": "wrn-10-1"}, batch_size=16),
+        RunConfig(batch_size=16),
+    ],
+    ids=["two left", "pixels left", "no batch norm"],
+)
+def test_a_sample_alone_is_trained_where_that_can_be(config: RunConfig) -> None:
+    Training(config, torch.device("cpu"))
+
+
 def test_a_longer_run_stretches_the_schedule_and_the_last_update_alone(tmp_path: Path) -> None:
     config = RunConfig(method="set", sparsity=0.9, multiplier=2, **SHORT)
     result = train(config, tmp_path)
