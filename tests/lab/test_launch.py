@@ -158,6 +158,14 @@ def test_a_run_that_cannot_be_trained_does_not_stop_the_others(tmp_path: Path, m
     assert sorted(progress.notes) == sorted(f"{name} failed: {why}" for name, why in outcome.failed.items())
 
 
+def test_what_breaks_a_run_before_it_has_a_folder_is_said_and_kept(tmp_path: Path) -> None:
+    said = launching._in_words(IndexError("no such row"), tmp_path / "runs" / "one")
+    assert said == f"IndexError: no such row (see {tmp_path / 'runs' / 'one' / 'error.txt'})"
+    assert (tmp_path / "runs" / "one" / "error.txt").read_text() == "IndexError: no such row\n"
+    (tmp_path / "file").touch()
+    assert launching._in_words(IndexError("no such row"), tmp_path / "file" / "one") == "IndexError: no such row"
+
+
 def test_a_run_of_another_process_is_waited_for_and_taken_over(tmp_path: Path) -> None:
     folder = store.run_folder(tmp_path, RUNS[0])
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)

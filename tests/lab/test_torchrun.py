@@ -80,6 +80,16 @@ def test_a_run_that_cannot_be_trained_is_said_once_and_not_started(tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
+def test_whatever_a_run_cannot_begin_with_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise IndexError("no such row")
+
+    monkeypatch.setattr("regrow_lab.training.Training", broken)
+    outcome = Torchrun(processes=2).launch([RunConfig()], tmp_path, PlainProgress.__new__(Quiet))
+    assert outcome.failed == {RunConfig().run_id: "IndexError: no such row"}
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_on_two_processes_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     train(RUN, tmp_path / "one", keep_weights=True)
     counted = iter(range(10_000))

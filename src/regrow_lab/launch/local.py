@@ -280,12 +280,21 @@ def _work(connection: Connection, device: str, directory: Path, checkpoint_secon
         except (ValueError, store.NotWrittenError) as error:
             connection.send(("failed", str(error)))
         except Exception as error:  # one run may raise anything, and the others go on
-            path = store.run_folder(directory, config) / "error.txt"
-            path.write_text(traceback.format_exc())
-            connection.send(("failed", f"{type(error).__name__}: {error} (see {path})"))
+            connection.send(("failed", _in_words(error, store.run_folder(directory, config))))
         training = False
         if stop:
             sys.exit(STOPPED)
+
+
+def _in_words(error: Exception, folder: Path) -> str:
+    """What broke a run, in a line; its traceback is in a file of the run's folder, if the disk takes that."""
+    said, path = f"{type(error).__name__}: {error}", folder / "error.txt"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(traceback.format_exception(error)))
+    except OSError:
+        return said
+    return f"{said} (see {path})"
 
 
 def _end_with_parent() -> None:

@@ -165,4 +165,6 @@ def _wrong_with(run: RunConfig) -> str | None:
         Training(run, torch.device("cpu"))
     except ValueError as error:
         return str(error)
+    except Exception as error:  # a net, its data or torch may raise anything, and the other runs go on
+        return f"{type(error).__name__}: {error}"
     return None
