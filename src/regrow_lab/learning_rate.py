@@ -31,7 +31,8 @@ def _constant(config: RunConfig, step: int, total_steps: int) -> float:
 
 
 def _step(config: RunConfig, step: int, total_steps: int) -> float:
-    return math.pow(config.decay, step // (config.decay_steps * config.multiplier))
+    # At the nearest step: 100 × 1.1 is a little more than 110 in floating point, which would be one step late.
+    return math.pow(config.decay, (step + 0.5) // (config.decay_steps * config.multiplier))
 
 
 def _one_cycle(config: RunConfig, step: int, total_steps: int) -> float:

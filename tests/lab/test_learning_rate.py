@@ -31,6 +31,20 @@ def test_steps_are_those_of_the_report_and_stretch_with_the_multiplier() -> None
     assert learning_rate(config, 29_999, 10) == 0.1
 
 
+@pytest.mark.parametrize(("decay_steps", "multiplier"), [(100, 1.1), (20_000, 2.3), (1000, 1.15), (30_000, 2.97)])
+def test_a_fractional_multiplier_does_not_put_a_decay_off(decay_steps: int, multiplier: float) -> None:
+    config = RunConfig(schedule="step", decay=0.5, learning_rate=1.0, decay_steps=decay_steps, multiplier=multiplier)
+    for decays in range(1, 4):
+        step = round(decay_steps * decays * multiplier)
+        assert [learning_rate(config, step + late, 10**6) for late in (-1, 0)] == [0.5 ** (decays - 1), 0.5**decays]
+
+
+@pytest.mark.parametrize("multiplier", [1, 2, 3])
+def test_whole_multipliers_decay_where_they_always_did(multiplier: int) -> None:
+    config = RunConfig(schedule="step", decay=0.5, learning_rate=1.0, decay_steps=7, multiplier=multiplier)
+    assert rates(config, 200) == [0.5 ** (step // (7 * multiplier)) for step in range(200)]
+
+
 def test_warm_up_is_linear_and_does_not_stretch() -> None:
     for multiplier in (1, 3):
         config = RunConfig(schedule="step", decay_steps=20_000, warmup_steps=1760, multiplier=multiplier)
