@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import count, islice
+from statistics import quantiles
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -12,6 +13,8 @@ from regrow_lab.tuning.problem import Problem
 
 PLACE = "place"
 """Attribute of a trial: the how-manieth of the search it is, from 0. One that takes over has the dead one's."""
+PRUNING_BEGINS = 5
+"""Finished trials before any is given up."""
 FIXED = "fixed_params"
 """Where Optuna keeps the point of a trial that was queued."""
 
@@ -73,3 +76,16 @@ def is_surplus(problem: Problem, number: int, place: int, trials: Sequence[Froze
     if point and any(other.number < number and point_of(other) == point for other in living(problem, trials)):
         return True
     return place >= wanted and point not in problem.first
+
+
+def is_hopeless(mean: float, step: int, trials: Sequence[FrozenTrial]) -> bool:
+    """Whether a mean after `step` + 1 seeds is among the worst quarter of those that the finished trials had by then.
+
+    Optuna's own pruner would take the best mean that the trial has had so far, which a lucky first seed decides.
+    """
+    means = [
+        trial.intermediate_values[step]
+        for trial in trials
+        if trial.state == TrialState.COMPLETE and step in trial.intermediate_values
+    ]
+    return len(means) >= PRUNING_BEGINS and mean < quantiles(means, n=4, method="inclusive")[0]

@@ -41,10 +41,6 @@ PATIENCE_SECONDS = 20
 """How long a database may be away."""
 SEEDS = 2**32
 """How many seeds a sampler can have."""
-PRUNED_SHARE = 25.0
-"""Percent of the trials, the worst ones after as many seeds, that are given up where pruning is on."""
-PRUNING_BEGINS = 5
-"""Trials before any is given up."""
 
 
 def work(connection: Connection, options: Search, problems: Sequence[Problem]) -> None:
@@ -124,8 +120,6 @@ class Worker:
     def _run(self, study: Any) -> None:
         """Take trials until there are enough; then wait for those of other workers, in case one dies."""
         options, problem = self.options, self.problem
-        if options.prune:
-            study.pruner = optuna.pruners.PercentilePruner(100 - PRUNED_SHARE, n_startup_trials=PRUNING_BEGINS)
         if self.in_hand is not None:
             self._give_up(study, self.in_hand)
         while True:
@@ -203,10 +197,12 @@ class Worker:
         scores: list[float] = []
         for number, run in enumerate(runs):
             scores.append(self._score(run))
-            trial.report(statistics.fmean(scores), number)
-            if prune and number + 1 < len(runs) and trial.should_prune():
+            mean = statistics.fmean(scores)
+            trial.report(mean, number)
+            others = trial.study.get_trials(deepcopy=False) if prune and number + 1 < len(runs) else []
+            if queue.is_hopeless(mean, number, others):
                 seeds = f"{number + 1} seed{'s' if number else ''}"
-                self._say(place, point, f"given up after {seeds} at {statistics.fmean(scores):.2f} %")
+                self._say(place, point, f"given up after {seeds} at {mean:.2f} %")
                 return None, TrialState.PRUNED
         self._say(place, point, f"{statistics.fmean(scores):.2f} %")
         return statistics.fmean(scores), TrialState.COMPLETE
