@@ -22,6 +22,7 @@ from regrow_lab.studies import study_runs
 from regrow_lab.train import train
 from regrow_lab.tuning.pool import search
 from regrow_lab.tuning.problem import Problem, problems
+from regrow_lab.tuning.report import Searched, Trial
 from regrow_lab.tuning.search import ATTRIBUTE, Search, begin
 from regrow_lab.tuning.storage import open_storage
 
@@ -170,6 +171,46 @@ def test_the_command_writes_table_4_and_the_contours(tmp_path: Path, capsys: pyt
     assert row["paper: tuned (alpha, dT)"] == "92.4 ± 0.23 (0.416, 200)"
     for file in ("contours.png", "contours.pdf", "report.md", "table4.md"):
         assert (out / "report" / file).stat().st_size > 500
+
+
+@pytest.mark.parametrize(
+    ("tried", "best"),
+    [
+        ([(0.3, 200), (0.3, 20)], (0.3, 20)),
+        ([(0.2, 20), (0.3, 10), (0.3, 60)], (0.3, 10)),
+        ([(0.3, 40), (0.31, 20)], (0.3, 40)),
+    ],
+    ids=["the reference itself", "dT by its ratio", "alpha before dT"],
+)
+def test_of_equals_the_one_nearest_to_the_reference_is_the_best(
+    tried: list[tuple[float, int]], best: tuple[float, int]
+) -> None:
+    trials = tuple(Trial(alpha, every, (97.0,), (90.0,)) for alpha, every in tried)
+    found = Searched(trials, Trial(0.3, 20, (97.0,), (90.0,))).best
+    assert (found.alpha, found.every) == best
+
+
+@pytest.mark.parametrize("reference", [{}, {"reference": 3}, {"reference": {"alpha": "x", "every": 20}}])
+def test_a_search_without_its_reference_is_one_line(
+    reference: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store_run(tmp_path, validation=130)
+    store.write_json(tmp_path / "study.json", {"study": "tune-digits", "seeds": 1, **reference})
+    assert main(["report", str(tmp_path)]) == 2
+    assert "study.json does not say the reference (alpha, dT) of the search: give" in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()
+
+
+def test_one_folder_has_one_number_of_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store.write_json(tmp_path / "study.json", {"study": "tune-digits", "seeds": 5})
+    before = (tmp_path / "study.json").read_bytes()
+    assert main(["tune", "digits", "--seeds", "3", "--name", "three", "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(
+        f"regrow: {tmp_path} holds a search with 5 seeds a trial, given 3: give --seeds 5 or another"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["study.json"]
+    assert (tmp_path / "study.json").read_bytes() == before
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,7 +37,7 @@ class Tune:
     distributions: tuple[str, ...] = ()
     """A search for each; by default uniform and erk."""
     prune: bool = False
-    """Give trials up that are among the worst quarter after a seed."""
+    """Give up trials that are among the worst quarter after one of their seeds."""
     workers: int | None = None
     """Processes, one thread each; by default one a core. On GPUs the trials that share each of them; by default 1."""
     storage: str | None = None
@@ -85,6 +85,7 @@ def run_tune(options: Tune) -> int:
     told = _told(options, wanted)
     pool = Local(workers=workers, device=options.device)
     pool.check()
+    _check_seeds(options, wanted, told.directory)
     _check_data([problem.base for problem in wanted])
     began = time.monotonic()
     try:
@@ -139,11 +140,25 @@ def _check_data(runs: Sequence[RunConfig]) -> None:
     load_data(runs[0].data, torch.device("cpu"), runs[0].image_size).parts(runs[0])
 
 
+def _study(options: Tune, wanted: Sequence[Problem]) -> str:
+    return options.name if wanted[0].grid else f"tune-{options.name}"
+
+
+def _check_seeds(options: Tune, wanted: Sequence[Problem], out: Path) -> None:
+    """Refuse another number of seeds in one folder: its report could not tell the trials of the two searches apart."""
+    begun = store.read_study(out)
+    seeds = begun.get("seeds", options.seeds)
+    if not wanted[0].grid and begun.get("study") == _study(options, wanted) and seeds != options.seeds:
+        raise ValueError(
+            f"{out} holds a search with {_counted(seeds, 'seed')} a trial, given {options.seeds}: give --seeds {seeds} "
+            "or another folder with --out"
+        )
+
+
 def _open(options: Tune, wanted: Sequence[Problem], out: Path) -> None:
     base, grid = wanted[0].base, wanted[0].grid
     own = {"storage": "dense"} if grid else {"reference": {"alpha": base.drop_fraction, "every": base.every}}
-    study = options.name if grid else f"tune-{options.name}"
-    store.open_study(out, study, options.seeds, scale=options.scale, data=options.data or "", **own)
+    store.open_study(out, _study(options, wanted), options.seeds, scale=options.scale, data=options.data or "", **own)
 
 
 def _report(told: Search) -> int:

@@ -6,6 +6,7 @@ Nothing here imports torch or Optuna.
 from __future__ import annotations
 
 import io
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -62,7 +63,11 @@ class Searched:
     @property
     def best(self) -> Trial:
         """By validation accuracy; of equals the one nearest to the reference."""
-        return max(self.trials, key=lambda trial: (trial.score, -abs(trial.alpha - self.reference.alpha)))
+        return max(self.trials, key=lambda trial: (trial.score, trial == self.reference, *self._nearness(trial)))
+
+    def _nearness(self, trial: Trial) -> tuple[float, float]:
+        reference = self.reference
+        return -abs(trial.alpha - reference.alpha), -abs(math.log(trial.every / reference.every))
 
 
 def is_search(directory: Path) -> bool:
@@ -103,8 +108,7 @@ def write_tuning_report(directory: Path) -> str:
     runs = store.read_runs(directory)
     if not runs:
         raise ValueError(f"{directory} holds no finished run: let `regrow tune` finish some first")
-    study = store.read_json(directory / "study.json")
-    alpha, every = float(study["reference"]["alpha"]), int(study["reference"]["every"])
+    alpha, every = _reference(directory)
     found = searches(runs, alpha, every)
     if not found:
         raise ValueError(f"{directory} has no search with a finished reference point: let `regrow tune` go on first")
@@ -128,6 +132,16 @@ def write_tuning_report(directory: Path) -> str:
     for name, content in files.items():
         store.write_whole(directory / "report" / name, partial(_write, content))
     return grids.to_text(table)
+
+
+def _reference(directory: Path) -> tuple[float, int]:
+    match store.read_study(directory).get("reference"):
+        case {"alpha": int() | float() as alpha, "every": int() as every} if every >= 1:
+            return float(alpha), every
+    raise ValueError(
+        f"{directory / 'study.json'} does not say the reference (alpha, dT) of the search: give the search's command "
+        "again, which writes it anew"
+    )
 
 
 def table_4(found: Mapping[Search, Searched], what: str) -> Grid:

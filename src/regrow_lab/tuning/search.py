@@ -48,9 +48,15 @@ def refuse_others(options: Search, problems: Sequence[Problem]) -> None:
     known = {study.study_name: study.user_attrs.get(ATTRIBUTE) for study in storage.get_all_studies()}
     for problem in problems:
         if known.get(options.study_name(problem)) not in (None, problem.fingerprint()):
+            # A folder's report mixes searches of several names; a grid's is that of its study, which knows the seeds.
+            also = (
+                ", or another name with --name"
+                if problem.grid
+                else ", and another name with --name" * bool(options.url)
+            )
             raise ValueError(
                 f"the storage holds a search {options.study_name(problem)!r} with other settings or seeds: give "
-                "another folder with --out, or another name with --name"
+                f"another folder with --out{also}"
             )
 
 
