@@ -26,6 +26,8 @@ MISSING = "–"
 MOST_SPARSITIES = 6
 APART = 10
 """Points of accuracy between seeds beyond which a table says more than their mean."""
+USUAL, EXACT = 6, 17
+"""Digits of a sparsity: of most, and of any."""
 GAP = 2
 """Characters between the columns of the text."""
 
@@ -67,6 +69,12 @@ class Table:
     sparsities: tuple[float, ...]
     groups: tuple[tuple[Row, ...], ...]
     notes: tuple[str, ...]
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The sparsities as text, with as many digits as tell them apart."""
+        texts = ([f"{sparsity:.{digits}g}" for sparsity in self.sparsities] for digits in range(USUAL, EXACT + 1))
+        return tuple(next(text for text in texts if len(set(text)) == len(text)))
 
 
 def make_tables(summaries: Iterable[Summary], notes: Sequence[str] = ()) -> tuple[Table, ...]:
@@ -158,7 +166,12 @@ def _flops(summary: Summary) -> str:
 
 
 def _ratio(ratio: float) -> str:
-    return f"{ratio:.2f}x" if ratio >= 0.0995 else f"{ratio:.3f}x"
+    """As in the report; below a hundredth to three digits.
+
+    >>> _ratio(1.2345), _ratio(0.0512), _ratio(0.00512), _ratio(1.2345e-5)
+    ('1.23x', '0.051x', '0.00512x', '1.23e-05x')
+    """
+    return f"{ratio:.2f}x" if ratio >= 0.0995 else f"{ratio:.3f}x" if ratio >= 0.0095 else f"{ratio:.3g}x"
 
 
 def _apart(summary: Summary) -> bool:
@@ -241,7 +254,7 @@ def _rich_table(table: Table, columns: Sequence[int], styled: bool) -> RichTable
     shown = [i for i in columns if i < len(table.sparsities)]
     with_costs = len(shown) < len(columns)
     for i in shown:
-        grid.add_column(f"S = {table.sparsities[i]:g}\naccuracy", no_wrap=True)
+        grid.add_column(f"S = {table.heads[i]}\naccuracy", no_wrap=True)
         grid.add_column("\ndensity", no_wrap=True, justify="right")
         grid.add_column("FLOPs\ntrain, test", no_wrap=True, justify="right")
     for head in COSTS if with_costs else ():
@@ -262,8 +275,8 @@ def _rich_table(table: Table, columns: Sequence[int], styled: bool) -> RichTable
 def to_markdown(table: Table) -> str:
     """The table in Markdown, lined up in the source too, the best of each group bold."""
     header = ["Method"]
-    for sparsity in table.sparsities:
-        header += [f"S = {sparsity:g}: accuracy", "density", "FLOPs (train, test)"]
+    for sparsity in table.heads:
+        header += [f"S = {sparsity}: accuracy", "density", "FLOPs (train, test)"]
     header += COSTS
     lines = [header]
     for number, group in enumerate(table.groups, 1):
@@ -284,13 +297,13 @@ def to_markdown(table: Table) -> str:
 def to_latex(table: Table) -> str:
     """The table as a LaTeX float with booktabs rules, the best of each group bold."""
     count = len(table.sparsities)
-    heads = [rf"\multicolumn{{3}}{{c}}{{$S = {sparsity:g}$}}" for sparsity in table.sparsities]
+    heads = [rf"\multicolumn{{3}}{{c}}{{$S = {sparsity}$}}" for sparsity in table.heads]
     rules = [rf"\cmidrule(lr){{{3 * i + 2}-{3 * i + 4}}}" for i in range(count)]
     body = []
     for group in table.groups:
         body.append(r"\midrule")
         for row in group:
-            texts = [re.sub(r"\\_(\d+)x", r"$_{\1\\times}$", _escape(row.label))]
+            texts = [re.sub(r"\\_([\d.]+)x", r"$_{\1\\times}$", _escape(row.label))]
             for cell in row.cells:
                 accuracy = _escape(" ".join(cell.accuracy.split()))
                 texts += [

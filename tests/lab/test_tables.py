@@ -133,6 +133,22 @@ def test_what_an_earlier_run_or_many_passes_cost_is_in_no_group_of_the_cheap(tmp
     assert (cell.label, cell.group) == ("RigL (ERK)", 2)
 
 
+def test_what_differs_in_late_digits_can_be_told_apart(tmp_path: Path) -> None:
+    for sparsity in (0.9, 0.9000001, 0.99999):
+        density = 1 - sparsity
+        store_run(tmp_path, "static", sparsity, result={"train_ratio": density, "test_ratio": density / 10})
+    table = table_of(tmp_path)
+    assert table.heads == ("0.9", "0.9000001", "0.99999")
+    assert cells(table)["Static (ERK)"][2].flops == "1e-05x, 1e-06x"
+    for text in (to_text(table), to_markdown(table), to_latex(table)):
+        assert len(set(re.findall(r"S = ([\d.]+)", text))) == 3
+
+
+def test_a_fractional_multiple_is_set_as_one(tmp_path: Path) -> None:
+    store_run(tmp_path, multiplier=2.97)
+    assert r"RigL$_{2.97\times}$ (ERK)" in to_latex(table_of(tmp_path))
+
+
 def test_best_of_each_group_at_each_sparsity(study: tuple[Summary, ...]) -> None:
     (table,) = make_tables(study)
     assert [[row.label for row in group if row.cells[0].best] for group in table.groups] == [
