@@ -9,7 +9,8 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from regrow.channel_graph import CONVOLUTIONS, ChannelGraph, Use, is_zero_padded
+from regrow.channel_graph import ChannelGraph, Use
+from regrow.channel_operations import CONVOLUTIONS, is_zero_padded
 from regrow.layers import unwrap
 
 UNIFORM = 1e-9
