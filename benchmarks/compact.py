@@ -98,7 +98,9 @@ def built(net: Net, options: argparse.Namespace) -> tuple[nn.Module, torch.optim
     for module in model.modules():
         if isinstance(module, nn.Dropout) and options.dropout is not None:
             module.p = options.dropout
-    return model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    return model, torch.optim.SGD(
+        model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True
+    )
 
 
 def dense_side(name: str, net: Net, options: argparse.Namespace, dtype: torch.dtype) -> Side:
