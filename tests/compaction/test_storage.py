@@ -399,6 +399,48 @@ def test_tied_weights_and_unknown_modules_stay_dense() -> None:
     assert isinstance(model.last, CompactLayer)
 
 
+class _Tied(nn.Module):
+    """An autoencoder whose decoder reads its encoder's weight, a penalty in the forward, and a block in a list."""
+
+    def __init__(this) -> None:  # noqa: N805  # a first argument may have any name
+        super().__init__()
+        this.encoder, this.inner, this.last = nn.Linear(12, 16), nn.ModuleList([nn.Linear(12, 12)]), nn.Linear(12, 5)
+        nn.init.zeros_(this.last.weight)
+
+    def decoded(this, x: Tensor) -> Tensor:  # noqa: N805
+        return nn.functional.linear(x, this.encoder.weight.t())
+
+    def forward(this, x: Tensor) -> Tensor:  # noqa: N805
+        x = this.decoded(torch.relu(this.encoder(x.to(this.last.weight.dtype))))
+        return this.last(x) * (1 + this.inner[0].weight.square().mean())
+
+
+class _Encoder(nn.Sequential):
+    def __init__(self) -> None:
+        layer = nn.TransformerEncoderLayer(12, 2, 16, dropout=0.0, batch_first=True)
+        super().__init__(nn.Unflatten(1, (1, 12)), layer, nn.Flatten(), nn.Linear(12, 5))
+
+
+@pytest.mark.parametrize(
+    ("build", "dense"),
+    [(_Tied, {"encoder", "inner.0"}), (_Encoder, {"1.linear1", "1.linear2", "1.self_attn.out_proj"})],
+)
+def test_weights_that_a_forward_reads_stay_dense(build: Callable[[], nn.Module], dense: set[str]) -> None:
+    states = []
+    for storage in ("dense", "compact"):
+        torch.manual_seed(0)
+        model = build()
+        optimizer = sgd(model)
+        recipe = regrow.rigl(**ARGUMENTS, distribution=regrow.uniform)
+        sparsifier = regrow.attach(model, optimizer, recipe, storage=storage, strict=True)  # type: ignore[arg-type]
+        train(model, optimizer, range(12))
+        states.append((model.state_dict(), sparsifier.masks))
+    assert equal(*states)
+    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    assert {name for name in linear if not isinstance(model.get_submodule(name), CompactLayer)} == dense
+    assert "reads its weight" in str(sparsifier)
+
+
 def test_the_table_and_flops_know_both_storages() -> None:
     tables = []
     for storage in ("dense", "compact"):

@@ -1,6 +1,6 @@
 """What a forward does besides its dataflow happens in compact storage as it does in dense storage, at every call."""
 
-from collections import deque
+from collections import OrderedDict, deque, namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -270,6 +270,47 @@ def test_tensors_in_containers_and_objects_have_any_size(
     for number, size in ((4, 6), (4, 9), (1, 6)):
         x, y = (torch.randn(number, 4, size, size) for _ in range(2))
         assert torch.allclose(dense(batch(x, y)), compact(batch(x, y)), atol=1e-5)
+
+
+class Output(dict):  # type: ignore[type-arg]
+    """A container of one's own, as the outputs of Hugging Face's models are."""
+
+
+Pair = namedtuple("Pair", ["first", "second"])
+
+
+class Hands(Net):
+    """Gives its values in a container of some class."""
+
+    make: Callable[[Tensor, Tensor], object]
+
+    def forward(self, x: Tensor) -> object:
+        return type(self).make(*(self.rest(self.features(part)) for part in (x, 2 * x)))
+
+
+@pytest.mark.parametrize(
+    ("make", "is_cut"),
+    [
+        (lambda a, b: {"a": a, "b": b}, True),
+        (lambda a, b: OrderedDict(a=a, b=OrderedDict(b=b)), True),
+        (Pair, True),
+        (lambda a, b: [a, (b,)], True),
+        (lambda a, b: Output(a=a, b=b), False),
+        (lambda a, b: deque([a, b]), False),
+    ],
+)
+def test_containers_keep_their_class(make: Callable[[Tensor, Tensor], object], is_cut: bool) -> None:
+    kind = type("Kind", (Hands,), {"make": staticmethod(make)})
+    dense, compact = both(kind)
+    x = torch.randn(3, 4, 6, 6)
+    expected, found = dense(x), compact(x)
+    assert type(found) is type(expected)
+    parts = [each.values() if isinstance(each, dict) else each for each in (expected, found)]
+    for theirs, ours in zip(*parts, strict=True):
+        assert type(ours) is type(theirs)
+    flat = [torch.utils._pytree.tree_leaves(list(each)) for each in parts]
+    torch.testing.assert_close(flat[1], flat[0], rtol=1e-4, atol=1e-5)
+    assert bool(getattr(compact.forward, "regions", [])) == is_cut
 
 
 def test_branches_of_different_batch_sizes() -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from regrow.compaction import ops
 from regrow.compaction.program import Convolution, Input, Program
+from regrow.compaction.readers import weights_read
 from regrow.compaction.reference import convolution_gradients
 from regrow.compaction.region import Region
 from regrow.compaction.weights import CompactWeight, dense_weight, gather, own_weight, resize
@@ -196,14 +197,12 @@ def obstacle(module: nn.Module) -> str | None:
 
 def obstacles(model: nn.Module) -> dict[nn.Module, str]:
     """Modules whose weight someone else uses as well, and who: such a weight must stay dense."""
-    found: dict[nn.Module, str] = {}
+    found = {module: f"{reader} reads its weight" for module, reader in weights_read(model).items()}
     owners: dict[int, list[nn.Module]] = {}
     for module in model.modules():
         for parameter in module._parameters.values():
             if parameter is not None:
                 owners.setdefault(id(parameter), []).append(module)
-        if isinstance(module, nn.TransformerEncoderLayer):  # its fast path hands their weights to a kernel of torch
-            found |= dict.fromkeys((module.linear1, module.linear2), "TransformerEncoderLayer reads its weight")
     shared = [module for modules in owners.values() if len(modules) > 1 for module in modules]
     return found | dict.fromkeys(shared, "its weight is shared with another module")
 

@@ -9,7 +9,7 @@ import random
 import sys
 import threading
 import warnings
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -56,6 +56,10 @@ class _Attribute(_Proxy, fx.proxy.Attribute):
     """What ``x.name`` is, until it is called or read."""
 
 
+KEPT = (tuple, list, dict, torch.Size, fx.immutable_collections.immutable_list, fx.immutable_collections.immutable_dict)
+"""Containers that torch.fx hands on as they are; others it makes plain, but those with named fields."""
+
+
 def _records(assignment: Callable[[Any, Any], Any]) -> Callable[[_Proxy, Any], fx.Proxy]:
     return lambda proxy, other: proxy.tracer.create_proxy("call_function", assignment, (proxy, other), {})
 
@@ -76,6 +80,15 @@ class Tracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        """Refuses to make a plain container of one of another class, but for OrderedDict, which it makes anew."""
+        if type(a) is OrderedDict:
+            pairs = [(key, self.create_arg(value)) for key, value in a.items()]
+            return self.create_node("call_function", OrderedDict, (pairs,), {})
+        if isinstance(a, (tuple, list, dict)) and type(a) not in KEPT and not hasattr(a, "_fields"):
+            raise UnfaithfulError(f"its forward hands on a {type(a).__name__}, of which a graph would make a plain one")
+        return super().create_arg(a)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         return super().call_module(m, forward, args, kwargs) if is_tracing() else forward(*args, **kwargs)
