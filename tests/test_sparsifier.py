@@ -107,6 +107,20 @@ def test_replace_gives_the_original_rule_where_no_weight_step_is_lost() -> None:
     assert (sparsifier.weight_steps, sparsifier.num_updates) == (12, 4)
 
 
+def test_a_layer_without_dead_weights_is_left_alone() -> None:
+    model = mlp()
+    optimizer = sgd(model)
+    regrow.attach(model, optimizer, regrow.static(sparsity=0.5, distribution={"0.weight": 0.0, "2.weight": 0.8}))
+    for step in range(2):
+        nn.functional.cross_entropy(model(batch(step)[0]), batch(step)[1]).backward()
+        versions = [model[layer].weight.grad._version for layer in (0, 2)]
+        assert versions[0] < versions[1], "times 1 would be a pass over the weight for nothing"
+        before = model[0].weight._version
+        optimizer.step()
+        assert model[0].weight._version - before < model[2].weight._version - before
+        optimizer.zero_grad()
+
+
 def test_growth_follows_the_dense_gradient_of_the_whole_optimizer_step() -> None:
     """Accumulated over micro-batches, taken before masking, and not the clipped or masked one."""
     model = mlp()

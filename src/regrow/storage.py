@@ -52,6 +52,11 @@ class AliveCount:
         self.weight_steps, self._until = weight_steps, step
 
     @property
+    def everything(self) -> bool:
+        """Whether no weight is dead, so that there is nothing to mask."""
+        return self.number == self.size
+
+    @property
     def density(self) -> float:
         """Share of alive weights."""
         return self.number / self.size
@@ -211,7 +216,7 @@ class MaskedLayer:
     def mask_gradient(self) -> None:
         """Zeroes the dead part of the gradient, unless nothing has written to it since the last time."""
         gradient = self.parameter.grad
-        if gradient is None:
+        if gradient is None or self.alive.everything:
             return
         if self._masked is not None:
             masked, *rest = self._masked
@@ -237,6 +242,8 @@ class MaskedLayer:
 
     def masked_tensors(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The weight and its elementwise state with the bytes to multiply them by; other start values are filled in."""
+        if self.alive.everything:
+            return
         yield to_mask(self.parameter), self.bits
         for value, initial in optimizers.elementwise_state(self.optimizer, self.parameter):
             if initial == 0:
