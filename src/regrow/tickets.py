@@ -242,7 +242,7 @@ def rewind_step(rewind: int | float | None, total_steps: int) -> int:
     expected = f"a step from 0 to {steps - 1}, a share of them such as 0.02, or None"
     position = real_number(rewind, "rewind", expected)
     try:
-        step = operator.index(rewind)  # type: ignore[arg-type]
+        step = operator.index(rewind)  # type: ignore[arg-type]  # raises for a share
     except TypeError:
         # A share of nearly 1 is the last step, not the end: nothing would be left to train.
         step = min(round(position * steps), steps - 1) if 0 <= position < 1 else -1

@@ -18,6 +18,7 @@ from rich.console import Console
 from regrow_lab import grids, store
 from regrow_lab.figures import accuracy_against_flops, accuracy_against_sparsity, layer_densities
 from regrow_lab.grids import Grid
+from regrow_lab.renderings import to_csv, to_latex, to_markdown, to_text
 from regrow_lab.store import StoredRun
 from regrow_lab.studies import STUDIES, study_runs
 from regrow_lab.study_report import (
@@ -30,7 +31,7 @@ from regrow_lab.study_report import (
     study_tables,
 )
 from regrow_lab.summary import Summary
-from regrow_lab.tables import Table, make_tables, to_csv, to_latex, to_markdown, to_text
+from regrow_lab.tables import Table, make_tables
 
 FIGURES = {
     "accuracy_sparsity": ("Accuracy against sparsity", accuracy_against_sparsity),

@@ -372,6 +372,21 @@ def test_a_weight_that_is_computed_is_refused_until_it_is_a_parameter_again(norm
     train(model, sgd(model), range(1))
 
 
+def trained_in_both(build: Callable[[], nn.Module]) -> tuple[nn.Module, str]:
+    """The compact model and its table, after a training in which the storages have agreed bit for bit."""
+    states = []
+    for storage in ("dense", "compact"):
+        torch.manual_seed(0)
+        model = build()
+        optimizer = sgd(model)
+        recipe = regrow.rigl(**ARGUMENTS, distribution=regrow.uniform)
+        sparsifier = regrow.attach(model, optimizer, recipe, storage=storage, strict=True)  # type: ignore[arg-type]
+        train(model, optimizer, range(20))
+        states.append((model.state_dict(), sparsifier.masks))
+    assert equal(*states)
+    return model, str(sparsifier)
+
+
 def test_tied_weights_and_unknown_modules_stay_dense() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -383,17 +398,7 @@ def test_tied_weights_and_unknown_modules_stay_dense() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.last(self.gru(self.second(self.first(x)).unsqueeze(1))[0][:, 0])
 
-    states = []
-    for storage in ("dense", "compact"):
-        torch.manual_seed(0)
-        model = Net()
-        optimizer = sgd(model)
-        recipe = regrow.rigl(**ARGUMENTS, distribution=regrow.uniform)
-        sparsifier = regrow.attach(model, optimizer, recipe, storage=storage, strict=True)
-        train(model, optimizer, range(20))
-        states.append((model.state_dict(), sparsifier.masks))
-    assert equal(*states)
-    table = str(sparsifier)
+    model, table = trained_in_both(Net)
     assert "its weight is shared with another module" in table
     assert "GRU has no compact form" in table
     assert isinstance(model.last, CompactLayer)
@@ -426,19 +431,10 @@ class _Encoder(nn.Sequential):
     [(_Tied, {"encoder", "inner.0"}), (_Encoder, {"1.linear1", "1.linear2", "1.self_attn.out_proj"})],
 )
 def test_weights_that_a_forward_reads_stay_dense(build: Callable[[], nn.Module], dense: set[str]) -> None:
-    states = []
-    for storage in ("dense", "compact"):
-        torch.manual_seed(0)
-        model = build()
-        optimizer = sgd(model)
-        recipe = regrow.rigl(**ARGUMENTS, distribution=regrow.uniform)
-        sparsifier = regrow.attach(model, optimizer, recipe, storage=storage, strict=True)  # type: ignore[arg-type]
-        train(model, optimizer, range(12))
-        states.append((model.state_dict(), sparsifier.masks))
-    assert equal(*states)
+    model, table = trained_in_both(build)
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     assert {name for name in linear if not isinstance(model.get_submodule(name), CompactLayer)} == dense
-    assert "reads its weight" in str(sparsifier)
+    assert "reads its weight" in table
 
 
 def test_the_table_and_flops_know_both_storages() -> None:

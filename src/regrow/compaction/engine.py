@@ -18,7 +18,6 @@ where the CPU has the instruction, and sums in float32; values, gradients of val
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -28,6 +27,7 @@ from regrow.compaction import native
 from regrow.compaction.borders import Borders, NormTensors
 from regrow.compaction.fusion import UnsupportedProgramError, fuse
 from regrow.compaction.lowering import Buffer, Writer, assign_slots, backward_steps, forward_steps, saved_tensors
+from regrow.compaction.passes import Gradients, Saved, SparseWeight
 from regrow.compaction.program import Convolution, Norm, Program
 
 __all__ = [
@@ -44,61 +44,6 @@ _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float64: 
 
 LANES = {torch.float32: 16, torch.bfloat16: 32, torch.float64: 8}
 """Images in a line of 64 bytes."""
-
-
-@dataclass(frozen=True)
-class SparseWeight:
-    """A layer's dense shape (out, in) or (out, in, kernel height, kernel width) and its alive positions.
-
-    Args:
-        shape: of the dense weight.
-        indices: 1-D, int32 or int64: flat row-major positions of the alive weights, ascending.
-    """
-
-    shape: tuple[int, ...]
-    indices: Tensor
-
-
-@dataclass
-class Saved:
-    """One forward pass, for its backward."""
-
-    run: Any
-    generation: int
-    values: Sequence[Tensor]
-    biases: Sequence[Tensor]
-    norm_tensors: Sequence[NormTensors]
-    input_shapes: tuple[torch.Size, ...]
-    input_dtypes: tuple[torch.dtype, ...]
-    output_shapes: tuple[torch.Size, ...]
-
-    def __post_init__(self) -> None:
-        self._sizes = self._sizes_now()
-
-    def _sizes_now(self) -> list[int]:
-        of_norms = [tensor for tensors in self.norm_tensors for tensor in tensors if tensor is not None]
-        return [tensor.numel() for tensor in (*self.values, *self.biases, *of_norms)]
-
-    @property
-    def resized(self) -> bool:
-        """Whether a tensor of weights has another size than it had, so that C++ must not have its address."""
-        return self._sizes_now() != self._sizes
-
-    @property
-    def bytes(self) -> int:
-        """Memory that the pass holds."""
-        return int(self.run.bytes)
-
-
-@dataclass
-class Gradients:
-    """Gradients in the order of their tensors; None where an input's was not wanted or a norm has no such tensor."""
-
-    inputs: list[Tensor | None]
-    values: list[Tensor]
-    biases: list[Tensor]
-    norm_weights: list[Tensor | None]
-    norm_biases: list[Tensor | None]
 
 
 class Plan:
