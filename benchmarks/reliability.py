@@ -44,7 +44,7 @@ PROMISES = {
     "two processes on one folder share the work; a dead one frees its run": "tests/lab/test_launch.py",
     "shards of a study meet in one folder": "tests/lab/test_shards.py",
     "diverged runs are marked with their step; a stopped run ends as if it had not been": "tests/lab/test_train.py",
-    "files of released versions stay readable": "tests/lab/test_fixtures.py",
+    "files of earlier schemas stay readable": "tests/lab/test_fixtures.py",
 }
 
 

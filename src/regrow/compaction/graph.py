@@ -90,9 +90,7 @@ class GraphForward:
             return self.original, []
         try:
             graph, regions = cut(self.module, args, kwargs, self.left_to_torch)
-        except (
-            Exception
-        ) as error:  # the user's forward runs on stand-ins, and may raise anything: itself it still works
+        except Exception as error:  # the user's forward runs on stand-ins, and may raise anything; itself it works
             self.failure = f"{type(error).__name__}: {error}".splitlines()[0]
             _install_in_children(self.module, self.left_to_torch)
             return self.original, []
