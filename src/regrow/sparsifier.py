@@ -1,7 +1,7 @@
 """The hooks on model and optimizer, and the state of an attached model."""
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -213,8 +213,8 @@ class Sparsifier:
         if self.strict:
             for name, layer in self._layers.items():
                 yield on_gradient(layer.parameter, partial(self._check_layer, name))
-        yield self.optimizer.register_step_pre_hook(torch.compiler.disable(self._on_step))
-        yield self.optimizer.register_step_post_hook(torch.compiler.disable(self._after_step))
+        yield self.optimizer.register_step_pre_hook(_uncompiled(self._on_step))
+        yield self.optimizer.register_step_post_hook(_uncompiled(self._after_step))
 
     def _on_step(self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]) -> Any:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
@@ -230,7 +230,6 @@ class Sparsifier:
 
         return args[:1], {**kwargs, "closure": closure_then_hook}
 
-    @torch.no_grad()
     def _before_step(self) -> None:
         """Updates the topology in place of the weight step where that is due, else prepares the weight step."""
         due = [group for group in self._groups if group.is_due(self.weight_steps)]
@@ -239,11 +238,7 @@ class Sparsifier:
         if not self._takes_step:
             return
         self._accumulate(dense=True)
-        for group in due:
-            if Need.GRADIENT in group.algorithm.needs:
-                group.keep_gradients()
-        updated = [self._update(group) for group in due if not group.algorithm.step_on_update]
-        if any(updated):
+        if due and self._update_instead(due):
             self._takes_step = False
             for parameter in optimizers.parameters(self.optimizer):
                 parameter.grad = None
@@ -259,7 +254,6 @@ class Sparsifier:
                 for layer in group.layers.values():
                     layer.accumulate_momentum()
 
-    @torch.no_grad()
     def _after_step(self, *_: Any) -> None:
         if self._takes_step:
             due = [
@@ -300,6 +294,16 @@ class Sparsifier:
 
     # The update
 
+    @torch.no_grad()
+    def _update_instead(self, due: Sequence[Group]) -> bool:
+        """Updates the groups whose update takes the place of a weight step; the others' gradients are kept."""
+        for group in due:
+            if Need.GRADIENT in group.algorithm.needs:
+                group.keep_gradients()
+        updated = [self._update(group) for group in due if not group.algorithm.step_on_update]
+        return any(updated)
+
+    @torch.no_grad()
     def _update(self, group: Group) -> bool:
         """Gives a group its new masks; False where it must wait for a (finite) gradient."""
         moment, needs_gradient = group.moment(self.weight_steps), Need.GRADIENT in group.algorithm.needs
@@ -334,9 +338,18 @@ class Sparsifier:
             for layer in group.layers.values():
                 layer.expect_dense_gradient(wanted)
 
-    @torch.no_grad()
     def _mask_weights(self) -> None:
         """Dead weights to 0, and their optimizer state to the value that the optimizer starts it with."""
         pairs = [pair for layer in self._layers.values() for pair in layer.masked_tensors()]
         if pairs:
             torch._foreach_mul_([tensor for tensor, _ in pairs], [bits for _, bits in pairs])
+
+
+def _uncompiled(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that torch.compile leaves alone. (What torch wraps around one for that costs time at every step.)"""
+    disabled = torch.compiler.disable(hook)
+
+    def run(*args: Any) -> Any:
+        return disabled(*args) if torch.compiler.is_compiling() else hook(*args)
+
+    return run

@@ -234,7 +234,7 @@ class MaskedLayer:
         if self.momentum is None or gradient is None:
             return
         factor = optimizers.momentum_factor(self.optimizer, self.parameter)
-        step = piece(gradient).nan_to_num(0.0, 0.0, 0.0)
+        step = piece(gradient.detach()).nan_to_num(0.0, 0.0, 0.0)
         if not self.dense_momentum:
             step *= self.bits
         momentum = piece(self.momentum).mul_(DEFAULT_MOMENTUM if factor is None else factor)

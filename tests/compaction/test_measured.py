@@ -11,7 +11,7 @@ from torch import nn
 
 import regrow
 from regrow.compaction import cache as cache_files
-from regrow.compaction import graph, measured, native
+from regrow.compaction import graph, measured, native, storage
 from regrow.compaction.layers import CompactLayer
 from regrow.compaction.region import SWITCH
 
@@ -23,6 +23,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv(cache_files.VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setenv(SWITCH, "auto")
     monkeypatch.setattr(measured, "_measure", lambda probe, density: 0.1 / density if probe.kind == "linear" else 2.0)
+    monkeypatch.setattr(storage, "SMALL", 0)
     measured.table.cache_clear()
     yield tmp_path / "cache"
     measured.table.cache_clear()
@@ -65,10 +66,10 @@ def test_it_is_read_between_its_densities() -> None:
 def test_a_layer_stays_with_torch_where_that_is_faster() -> None:
     shares = {"0": 0.95, "2": 0.8, "4": 0.92}
     states, recipe = [], regrow.rigl(sparsity=0.867, total_steps=40, every=5, distribution=shares)
-    for storage in ("dense", "compact"):
+    for kind in ("dense", "compact"):
         model = mlp(width=48)
         optimizer = sgd(model)
-        sparsifier = regrow.attach(model, optimizer, recipe, storage=storage, strict=True)  # type: ignore[arg-type]
+        sparsifier = regrow.attach(model, optimizer, recipe, storage=kind, strict=True)  # type: ignore[arg-type]
         train(model, optimizer, range(12))
         states.append((model.state_dict(), sparsifier.masks))
     for name, density in sparsifier.densities.items():
@@ -81,6 +82,19 @@ def test_a_layer_stays_with_torch_where_that_is_faster() -> None:
     assert sum(len(region.members[0]) for region in regions) == compact
     for name, mask in states[0][1].items():
         assert torch.equal(mask, states[1][1][name])
+
+
+def test_a_small_linear_layer_is_compact_as_soon_as_a_weight_is_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "SMALL", 1024)
+    shares = {"0": 0.2, "2": 0.0, "4": 0.2, "6": 0.2}
+    layers = (nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 33), nn.Conv2d(4, 4, 3))
+    model = nn.Sequential(*(module for layer in layers for module in (layer, nn.ReLU())))
+    recipe = regrow.static(sparsity=0.137007, distribution=shares)
+    sparsifier = regrow.attach(model, sgd(model), recipe, storage="compact")
+    compact = [name for name, layer in model.named_children() if isinstance(layer, CompactLayer)]
+    assert compact == ["0"]
+    assert "no weight is dead" in str(sparsifier)
+    assert str(sparsifier).count("density above 0.5") == 2
 
 
 def test_the_environment_overrules_it(monkeypatch: pytest.MonkeyPatch) -> None:

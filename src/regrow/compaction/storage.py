@@ -19,6 +19,9 @@ from regrow.storage import MaskedLayer, StoredLayer
 MOST_DENSITY = 0.5
 """Above it a weight with its index is hardly smaller than the dense one."""
 
+SMALL = 1024
+"""A linear layer of so many weights or fewer is compact if one is dead: masks would take longer than all its sums."""
+
 MATRIX_OPTIMIZERS = ("Muon", "Adafactor", "Shampoo", "DistributedShampoo", "SOAP", "KFAC", "GaLore", "PSGD", "Kron")
 
 
@@ -53,6 +56,8 @@ class CompactStorage:
             reason = f"{type(module).__name__} has no compact form"
         elif reason is None and module in self.obstacles:
             reason = self.obstacles[module]
+        elif reason is None and isinstance(module, nn.Linear) and layer.layer.size <= SMALL:
+            reason = "no weight is dead" if layer.alive.everything else None
         elif reason is None and layer.alive.density > MOST_DENSITY:
             reason = f"density above {MOST_DENSITY}"
         elif reason is None and self.table is not None:

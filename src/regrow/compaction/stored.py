@@ -95,7 +95,7 @@ class CompactedLayer:
             return
         factor = optimizers.momentum_factor(self.optimizer, self.parameter)
         self._own.mul_(DEFAULT_MOMENTUM if factor is None else factor)
-        self._own.add_(self.parameter.grad / optimizers.gradient_scale(self.optimizer))
+        self._own.add_(self.parameter.grad.detach(), alpha=1 / optimizers.gradient_scale(self.optimizer))
 
     def masked_tensors(self) -> Iterator[tuple[Tensor, Tensor]]:
         """None, but what was loaded for dead places goes."""
