@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -59,6 +60,11 @@ class Borders:
             {term.norm: (at.channels, at.height * at.width) for term, at in terms if term.norm is not None},
         )
 
+    @cached_property  # asked for at every backward
+    def channels(self) -> list[int]:
+        """Those of each norm."""
+        return [self.norm_sizes[number][0] for number in range(len(self.norm_sizes))]
+
     @property
     def has_images(self) -> bool:
         """Whether an input has more than one pixel."""
@@ -73,7 +79,12 @@ class Borders:
             shape = (batch, op.channels, op.height, op.width)
             if tuple(tensor.shape) != shape and not (op.height == op.width == 1 and tuple(tensor.shape) == shape[:2]):
                 raise ValueError(f"input {number}: expected shape {shape}, got {tuple(tensor.shape)}")
-        return [tensor.detach().to(self.scalar).contiguous() for tensor in tensors]
+        return [self._readable(tensor) for tensor in tensors]
+
+    def _readable(self, tensor: Tensor) -> Tensor:
+        if tensor.dtype == self.scalar and tensor.is_contiguous():
+            return tensor  # C++ reads its memory; autograd's records are none of its business
+        return tensor.detach().to(self.scalar).contiguous()
 
     def outgoing(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Empty outputs for these inputs."""
@@ -92,7 +103,7 @@ class Borders:
                 gradient = torch.zeros(shape, dtype=self.scalar)
             if gradient.shape != shape:
                 raise ValueError(f"gradient of an output of shape {tuple(shape)}: got shape {tuple(gradient.shape)}")
-            found.append(gradient.detach().to(self.scalar).contiguous())
+            found.append(self._readable(gradient))
         return found
 
     def vectors(self, tensors: Sequence[Tensor], sizes: Sequence[int], what: str) -> list[Tensor]:
@@ -104,7 +115,7 @@ class Borders:
                 raise ValueError(f"{what}[{number}]: expected shape ({size},), got {tuple(tensor.shape)}")
             if tensor.dtype != self.scalar:
                 raise ValueError(f"{what}[{number}]: expected {self.scalar}, got {tensor.dtype}")
-        return [tensor.contiguous() for tensor in tensors]
+        return [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in tensors]
 
     def norms(self, norms: Sequence[Norm], training: bool, batch: int) -> list[NormTensors]:
         """What the norms hold at the moment. Raises ValueError for shapes, and for one value a channel in training."""

@@ -179,16 +179,12 @@ class Plan:
         biases = self._borders.vectors(biases, self._borders.bias_sizes, "biases")
         norm_tensors = self._borders.norms(norms, training, batch)
         outputs = self._borders.outgoing(inputs)
-        threads = torch.get_num_threads()
-        parts, share = 1, batch
+        threads, share = torch.get_num_threads(), batch
         if not save and not training and all(norm.running_mean is not None for norm in norms):
             # Images apart: a line of them through all layers at a time, so that the next layer finds its input in L2.
-            share = LANES[self.dtype] * threads if self._borders.has_images else batch
-            parts = max(1, batch // max(1, share))  # the last takes the rest, too
-        for number in range(parts):
-            first, last = number * share, batch if number == parts - 1 else (number + 1) * share
-            call = self._call([t[first:last] for t in held + outputs], values, biases, norm_tensors)
-            run = self._native.forward(0, last - first, threads, training, save, seed & (2**63 - 1), call)
+            share = min(batch, LANES[self.dtype] * threads) if self._borders.has_images else batch
+        call = self._call(held + outputs, values, biases, norm_tensors)
+        run = self._native.forward(0, batch, share, threads, training, save, seed & (2**63 - 1), call)
         dtype = inputs[0].dtype
         converted = outputs if dtype == self.scalar else [output.to(dtype) for output in outputs]
         if not save:
@@ -224,7 +220,8 @@ class Plan:
         Raises:
             ValueError: when a gradient has not its output's shape, or a pattern was set since the pass.
         """
-        if saved.generation != self._generation or saved.resized:
+        sizes = self._counts, self._borders.bias_sizes, self._borders.channels
+        if saved.generation != self._generation or saved.resized(*sizes):
             raise ValueError("a pattern was set between the forward pass and its backward: run the forward pass again")
         wanted = frozenset(range(len(self._borders.inputs)) if wanted_inputs is None else wanted_inputs)
         dense_gradient = dense_gradient or {}

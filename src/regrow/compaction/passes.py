@@ -36,17 +36,16 @@ class Saved:
     input_dtypes: tuple[torch.dtype, ...]
     output_shapes: tuple[torch.Size, ...]
 
-    def __post_init__(self) -> None:
-        self._sizes = self._sizes_now()
-
-    def _sizes_now(self) -> list[int]:
-        of_norms = [tensor for tensors in self.norm_tensors for tensor in tensors if tensor is not None]
-        return [tensor.numel() for tensor in (*self.values, *self.biases, *of_norms)]
-
-    @property
-    def resized(self) -> bool:
-        """Whether a tensor of weights has another size than it had, so that C++ must not have its address."""
-        return self._sizes_now() != self._sizes
+    def resized(self, values: Sequence[int], biases: Sequence[int], norms: Sequence[int]) -> bool:
+        """Whether a tensor has not the size any more that it had, so that C++ must not have its address."""
+        of_norms = [
+            (tensor, size)
+            for tensors, size in zip(self.norm_tensors, norms, strict=True)
+            for tensor in tensors
+            if tensor is not None
+        ]
+        known = [*zip(self.values, values, strict=True), *zip(self.biases, biases, strict=True), *of_norms]
+        return any(tensor.numel() != size for tensor, size in known)
 
     @property
     def bytes(self) -> int:

@@ -88,10 +88,18 @@ struct TileRing {
     const RingShape& shape;
     int channels, blocks;
     char* data;
-    TileRing(Worker& worker, int slot, const RingShape& s, int channel_count)
+    TileRing(Worker& worker, int slot, const RingShape& s, int channel_count, int width)
         : shape(s), channels(channel_count), blocks((channel_count + 31) / 32) {
         data = worker.scratch(worker.owner, slot, blocks * block_bytes());
-        memset(data, 0, blocks * block_bytes());
+        const bool gaps = shape.phases > 1 || channels % 32 - 1u < 16;  // else only columns beside the rows stay empty
+        if (gaps)
+            memset(data, 0, blocks * block_bytes());
+        for (int i = 0; !gaps && i < blocks * shape.rows; i++) {
+            char* at = data + size_t(i) * shape.pitch * kColumnBytes;
+            memset(at, 0, size_t(shape.left) * kColumnBytes);
+            memset(at + size_t(shape.left + width) * kColumnBytes, 0,
+                   size_t(shape.pitch - shape.left - width) * kColumnBytes);
+        }
     }
     size_t block_bytes() const { return size_t(shape.rows) * shape.pitch * kColumnBytes; }
     char* row(int block, int slot) const {
@@ -235,7 +243,7 @@ static void convolution_forward_tiles(const ConvolutionForward& f, Worker& worke
     const TileUnit unit;
     const Geometry& geometry = f.geometry;
     const Shape &in = f.input.shape, &out = f.output.shape;
-    const TileRing ring(worker, kInputRing, f.ring, in.channels);
+    const TileRing ring(worker, kInputRing, f.ring, in.channels, in.width);
     const Group group(worker, in.width, kRow);
     char* accumulators = worker.scratch(worker.owner, kAccumulators, 32 * kSumsRow);
     Sums<T> sums;
@@ -315,8 +323,8 @@ static void convolution_backward_tiles(const ConvolutionBackward& b, Worker& wor
     const int sh = geometry.stride_h, sw = geometry.stride_w;
     const bool weights = b.weight_tiles.taps, target = b.transposed_tiles;
     const int input_rows = target ? (in.height + sh - 1) / sh : 0, steps = larger(out.height, input_rows);
-    const TileRing x(worker, kInputRing, xring, weights ? in.channels : 0);
-    const TileRing pairs(worker, kGradientRing, dring, target ? out.channels : 0);
+    const TileRing x(worker, kInputRing, xring, weights ? in.channels : 0, in.width);
+    const TileRing pairs(worker, kGradientRing, dring, target ? out.channels : 0, out.width);
     const size_t block_bytes = size_t(out.width) * kColumnBytes;
     const Group group(worker, out.width, kRow), x_group(worker, in.width, kInputRow);
     char* transposed = worker.scratch(worker.owner, kTransposed, (out.channels + 31) / 32 * block_bytes);

@@ -30,6 +30,7 @@ struct Plan::Context {
     Run& run;
     const Call& call;
     const Plan& plan;
+    ForwardPack* packs = nullptr;  // of each layer, where one forward pass comes in parts
     std::vector<double> q, r;  // two batch norms of one tensor: their sums
 
     char* at(int tensor) const {

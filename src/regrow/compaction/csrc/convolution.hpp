@@ -23,10 +23,15 @@ REGROW_INLINE void clear_row(char* ring, const RingShape& shape, int channels, i
                size_t(shape.pitch) * shape.line);
 }
 
-REGROW_INLINE char* ring_memory(Worker& worker, int slot, const RingShape& shape, int channels) {
-    const size_t bytes = channels * shape.channel_bytes();
+// A ring for rows of `width`, zero beside them, where no pixel will come.
+REGROW_INLINE char* ring_memory(Worker& worker, int slot, const RingShape& shape, int channels, int width) {
+    const size_t bytes = channels * shape.channel_bytes(), row = size_t(shape.pitch) * shape.line,
+                 before = size_t(shape.left) * shape.line, until = before + size_t(width) * shape.line;
     char* ring = worker.scratch(worker.owner, slot, bytes);
-    memset(ring, 0, bytes);
+    if (shape.phases > 1)
+        memset(ring, 0, bytes);
+    for (char* at = ring; shape.phases == 1 && row > until - before && at < ring + bytes; at += row)
+        memset(at, 0, before), memset(at + until, 0, row - until);
     return ring;
 }
 
@@ -70,7 +75,7 @@ static void convolution_forward(const ConvolutionForward& f, Worker& worker) {
     const Shape &in = f.input.shape, &out = f.output.shape;
     const RingShape& ring = f.ring;
     const bool direct = T::ring_line == kLine && reads_in_place(f.input, ring, geometry);
-    char* memory = direct ? nullptr : ring_memory(worker, kInputRing, ring, in.channels);
+    char* memory = direct ? nullptr : ring_memory(worker, kInputRing, ring, in.channels, in.width);
     V* accumulators =
         (V*)worker.scratch(worker.owner, kAccumulators, size_t(out.channels) * kTileLines * T::parts * sizeof(V));
     Sums<T> sums;
@@ -123,8 +128,8 @@ static void convolution_backward(const ConvolutionBackward& b, Worker& worker) {
     const bool gradient_direct = T::ring_line == kLine && b.gradient.plain() && !b.gradient.store &&
                                  !worker.bias_sums && steps == out.height && dring.rows == 1 && dring.left == 0 &&
                                  dring.pitch == out.width;
-    char* xmemory = direct || !weights ? nullptr : ring_memory(worker, kInputRing, xring, in.channels);
-    char* dmemory = gradient_direct ? nullptr : ring_memory(worker, kGradientRing, dring, out.channels);
+    char* xmemory = direct || !weights ? nullptr : ring_memory(worker, kInputRing, xring, in.channels, in.width);
+    char* dmemory = gradient_direct ? nullptr : ring_memory(worker, kGradientRing, dring, out.channels, out.width);
     V* accumulators =
         (V*)worker.scratch(worker.owner, kAccumulators, size_t(in.channels) * kTileLines * T::parts * sizeof(V));
     Sums<T> sums;

@@ -10,6 +10,7 @@ namespace regrow {
 namespace {
 
 constexpr size_t kBlockBytes = 32 * 1024;  // of L1, for the lines that one tile of one block reads
+constexpr uint32_t kNowhere = ~0u;
 constexpr size_t kShortRow = 8;            // weights a segment should have: loading and storing sums costs about 5
 
 uint16_t bfloat16(float f) {  // nearest even
@@ -42,19 +43,18 @@ struct Weights {
                 return copy((uint16_t*)to, (const float*)values, bfloat16);
         }
     }
-    void set(size_t i, size_t k) const {
+    // loop(set), where set(i, k) makes weights.at(i) = values[k]: what kind they are is asked once for all of them
+    template <class Loop>
+    void each(Loop loop) const {
         if (!values)
-            return;
+            return loop([](size_t, size_t) {});
         switch (kind) {
             case WeightKind::Float:
-                ((float*)to)[i] = ((const float*)values)[k];
-                break;
+                return loop([this](size_t i, size_t k) { ((float*)to)[i] = ((const float*)values)[k]; });
             case WeightKind::Double:
-                ((double*)to)[i] = ((const double*)values)[k];
-                break;
+                return loop([this](size_t i, size_t k) { ((double*)to)[i] = ((const double*)values)[k]; });
             case WeightKind::BFloat16:
-                ((uint16_t*)to)[i] = bfloat16(((const float*)values)[k]);
-                break;
+                return loop([this](size_t i, size_t k) { ((uint16_t*)to)[i] = bfloat16(((const float*)values)[k]); });
         }
     }
 };
@@ -232,9 +232,10 @@ void pack_forward(const Pattern& p, const RingShape& ring, const TapTable& table
 
 Segments product_segments(const Pattern& p, const RingShape& ring, const void* values, WeightKind kind, Packed& to) {
     if (kind == WeightKind::BFloat16 && values) {
-        const Weights weights = room_for_weights(to, p.count(), values, kind);
-        for (size_t k = 0; k < p.count(); k++)
-            weights.set(k, k);
+        room_for_weights(to, p.count(), values, kind).each([&](auto set) {
+            for (size_t k = 0; k < p.count(); k++)
+                set(k, k);
+        });
         values = to.weights.data();
     }
     return {p.starts(), 1, p.out, 0, 1, 1, p.row(0), 0, ring.channel_bytes(), 0, values, p.count()};
@@ -270,32 +271,37 @@ void pack_transposed(const Pattern& p, const RingShape& ring, const TapTable& ta
     const int shared = p.all && p.in % 4 == 0 ? 4 : 1, rows = p.in / shared, blocks = (p.out + block - 1) / block;
     const size_t channel_lines = ring.channel_bytes() / ring.line, count = p.count() / shared;
     const size_t per_class = size_t(blocks) * rows;
-    std::vector<uint32_t> slot(p.row_length());  // of a position: class and row, for block 0
-    for (size_t i = 0; i < slot.size(); i++)
-        slot[i] = uint32_t(class_of[i % p.taps] * per_class + i / p.taps / shared);
+    // of a position: its class and row, for block 0, and where its tap reads, for every ring position
+    std::vector<uint32_t> slot(p.row_length());
+    std::vector<uint16_t> line(p.row_length() * table.positions);
+    for (size_t c = 0, i = 0; c < size_t(p.in); c++)
+        for (int t = 0; t < p.taps; t++, i++) {
+            slot[i] = c % shared ? kNowhere : uint32_t(class_of[t] * per_class + c / shared);
+            for (int v = 0; v < table.positions; v++)
+                line[v * p.row_length() + i] = uint16_t(table.lines[size_t(v) * p.taps + t]);
+        }
     to.begin.assign(per_class * classes + 2, 0);
     uint32_t* tally = to.begin.data() + 2;
     auto visit = [&](auto use) {
         for (int o = 0; o < p.out; o++) {
             const uint16_t* row = p.row(o);
-            const size_t n = p.row_count(o), first = size_t(o / block) * rows;
+            const size_t n = p.row_count(o), first = size_t(o / block) * rows, channel = (o % block) * channel_lines;
             for (size_t k = 0; k < n; k++)
-                if (shared == 1 || (row[k] / p.taps) % 4 == 0)
-                    use(o, row[k], slot[row[k]] + first, p.row_start(o) + k);
+                if (slot[row[k]] != kNowhere)
+                    use(channel, row[k], slot[row[k]] + first, p.row_start(o) + k);
         }
     };
-    visit([&](int, uint16_t, size_t at, size_t) { tally[at]++; });
+    visit([&](size_t, uint16_t, size_t at, size_t) { tally[at]++; });
     std::partial_sum(tally, tally + per_class * classes, tally);
     room_for(to.offsets, count * table.positions + 1);
-    const Weights weights = room_for_weights(to, count * shared, values, kind);
-    visit([&](int o, uint16_t position, size_t at, size_t k) {
-        const uint32_t entry = to.begin[at + 1]++;
-        const int tap = position % p.taps;
-        for (int v = 0; v < table.positions; v++)
-            to.offsets[v * count + entry] =
-                uint16_t((o % block) * channel_lines + table.lines[size_t(v) * p.taps + tap]);
-        for (int r = 0; r < shared; r++)
-            weights.set(size_t(entry) * shared + r, k + size_t(r) * p.taps);
+    room_for_weights(to, count * shared, values, kind).each([&](auto set) {
+        visit([&](size_t channel, uint16_t position, size_t at, size_t k) {
+            const uint32_t entry = to.begin[at + 1]++;
+            for (int v = 0; v < table.positions; v++)
+                to.offsets[v * count + entry] = uint16_t(channel + line[v * p.row_length() + position]);
+            for (int r = 0; r < shared; r++)
+                set(size_t(entry) * shared + r, k + size_t(r) * p.taps);
+        });
     });
     segments.clear();
     for (int c = 0; c < classes; c++)
@@ -307,12 +313,13 @@ void pack_transposed_product(const Pattern& p, const RingShape& ring, const void
                              std::vector<Segments>& segments) {
     const size_t count = p.count();
     const int block = (p.out + p.transposed_blocks - 1) / p.transposed_blocks;
-    const Weights weights = room_for_weights(to, count, values, kind);
-    for (int q = 0; q < p.transposed_blocks; q++) {
-        const size_t first = p.row_start(q * block);
-        for (uint32_t i = p.transposed_begin[size_t(q) * p.in]; i < p.transposed_begin[size_t(q + 1) * p.in]; i++)
-            weights.set(i, first + p.transposed_source[i]);
-    }
+    room_for_weights(to, count, values, kind).each([&](auto set) {
+        for (int q = 0; q < p.transposed_blocks; q++) {
+            const size_t first = p.row_start(q * block);
+            for (uint32_t i = p.transposed_begin[size_t(q) * p.in]; i < p.transposed_begin[size_t(q + 1) * p.in]; i++)
+                set(i, first + p.transposed_source[i]);
+        }
+    });
     segments.assign(1, {p.transposed_begin.data(), p.transposed_blocks, p.in, p.in, 1, 1, p.transposed_output.data(), 0,
                         ring.channel_bytes(), 0, to.weights.data(), count});
 }
@@ -333,8 +340,9 @@ void fill_tiles(const Pattern& p, const TapTable& table, const std::vector<int>&
     std::vector<size_t> first(classes);
     uint16_t* data = nullptr;
     if (values) {
-        to.data.assign(per_tap * p.taps + 32, 0);  // 64 bytes more, to align
+        room_for(to.data, per_tap * p.taps + 32);  // 64 bytes more, to align
         data = (uint16_t*)((uintptr_t(to.data.data()) + 63) / 64 * 64);
+        memset(data, 0, per_tap * p.taps * sizeof(uint16_t));
     }
     to.lines.clear(), to.weights.clear();
     to.lines.reserve(size_t(table.positions) * p.taps);
@@ -348,15 +356,24 @@ void fill_tiles(const Pattern& p, const TapTable& table, const std::vector<int>&
                 if (class_of[t] == c)
                     to.lines.push_back(table.lines[size_t(v) * p.taps + t]);
     }
-    for (int o = 0; values && o < p.out; o++) {
+    if (!values)
+        return;
+    // of a position: its place in the tiles of output 0, and how far on those of the next block of outputs lie
+    std::vector<size_t> place(p.row_length());
+    std::vector<uint32_t> further(p.row_length());
+    for (int i = 0, at = 0; i < p.in; i++)
+        for (int t = 0; t < p.taps; t++, at++) {
+            const size_t block = size_t(count[class_of[t]]) * kBlock * kBlock;  // a row block, a column block, all taps
+            further[at] = uint32_t(transposed ? block : column_blocks * block);
+            place[at] = first[class_of[t]] + size_t(number[t]) * kBlock * kBlock +
+                        i / kBlock * (transposed ? column_blocks * block : block) + i % kBlock * (transposed ? kBlock : 1);
+        }
+    for (int o = 0; o < p.out; o++) {
         const uint16_t* row = p.row(o);
         const float* w = values + p.row_start(o);
-        for (size_t k = 0; k < p.row_count(o); k++) {
-            const int i = row[k] / p.taps, t = row[k] % p.taps, r = transposed ? i : o, c = transposed ? o : i;
-            const size_t block = size_t(r / kBlock) * column_blocks + c / kBlock;
-            data[first[class_of[t]] + (block * count[class_of[t]] + number[t]) * kBlock * kBlock +
-                 r % kBlock * kBlock + c % kBlock] = bfloat16(w[k]);
-        }
+        uint16_t* to_output = data + o % kBlock * (transposed ? 1 : kBlock);
+        for (size_t k = 0; k < p.row_count(o); k++)
+            to_output[place[row[k]] + size_t(o / kBlock) * further[row[k]]] = bfloat16(w[k]);
     }
 }
 
@@ -374,13 +391,15 @@ void pack_transposed_tiles(const Pattern& p, const TapTable& table, const std::v
 
 void unpack_tile_gradient(const Pattern& p, const void* const* sums, int threads, float* to) {
     const int column_blocks = blocks_of(p.in);
+    std::vector<uint32_t> place(p.row_length());  // of a position, in the tiles of output 0
+    for (int i = 0, at = 0; i < p.in; i++)
+        for (int t = 0; t < p.taps; t++, at++)
+            place[at] = uint32_t((i / kBlock * p.taps + t) * kBlock * kBlock + i % kBlock / 16 * 512 + i % 16 * 16);
     for (int o = 0; o < p.out; o++) {
         const uint16_t* row = p.row(o);
         const size_t first = size_t(o / kBlock) * column_blocks * p.taps * kBlock * kBlock + o % kBlock / 16 * 256 + o % 16;
         for (size_t k = 0; k < p.row_count(o); k++) {
-            const int i = row[k] / p.taps, t = row[k] % p.taps;
-            const size_t at =
-                first + (size_t(i / kBlock) * p.taps + t) * kBlock * kBlock + i % kBlock / 16 * 512 + i % 16 * 16;
+            const size_t at = first + place[row[k]];
             float sum = 0;
             for (int thread = 0; thread < threads; thread++)
                 sum += ((const float*)sums[thread])[at];

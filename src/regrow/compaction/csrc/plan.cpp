@@ -49,135 +49,6 @@ void Plan::workers(Context& context, const Step& step, int tiles, int channels,
             statistics_[i] += ((double*)memory_[thread]->statistics.data)[i];
 }
 
-// Dense tiles (amx.hpp) are faster than alive weights one by one from a density of 5 to 6 % on: forward and backward of a
-// 3 x 3 layer of 32, 64 and 128 channels take 12.3, 6.9, 5.5 ms on tiles, and 12.2, 7.5, 5.8 ms at 5 %, with batch norm.
-constexpr size_t kTileDensity = 16;  // one alive weight in so many
-bool Plan::takes_tiles(const Pattern& pattern, const TensorRecord& in) const {
-    return dtype_ == Dtype::BFloat16 && variant_->tiles && !in.flat &&
-           kTileDensity * pattern.count() >= tile_count(pattern);
-}
-
-void Plan::run_convolution(Context& context, const Step& step) {
-    const Layer& layer = layers_[step.layer];
-    View gate{};
-    ConvolutionForward f{};
-    f.geometry = layer.geometry;
-    f.input = context.view(step.view);
-    f.output = context.target(step.target, gate);
-    if (step.bias >= 0)
-        f.output.bias = (const void*)context.call.biases[step.bias];
-    const ConvolutionShapes shapes =
-        convolution_shapes(layer, layer.pattern.count(), ring_line(), f.input.shape, f.output.shape);
-    f.ring = shapes.input_ring;
-    const void* values = (const void*)context.call.values[step.layer];
-    if (takes_tiles(layer.pattern, tensors_[views_[step.view].tensor[0]])) {
-        pack_tiles(layer.pattern, shapes.input_taps, (const float*)values, packed_tiles_);
-        f.tiles = packed_tiles_.weights[0];
-    } else if (shapes.product && shapes.input_block == layer.in && layer.pattern.shared == 1) {
-        f.forward = product_segments(layer.pattern, f.ring, values, weight_kind(), packed_forward_);
-    } else {
-        pack_forward(layer.pattern, f.ring, shapes.input_taps, shapes.input_block, values, weight_kind(),
-                     packed_forward_);
-        f.forward = packed_forward_.segments;
-    }
-    workers(context, step, f.output.shape.tiles, layer.out, [&](Worker& w) { kernels_->convolution_forward(f, w); });
-}
-
-void Plan::run_convolution_backward(Context& context, const Step& step) {
-    const Layer& layer = layers_[step.layer];
-    const Call& call = context.call;
-    View gate{};
-    ConvolutionBackward b{};
-    b.geometry = layer.geometry;
-    b.input = context.view(step.view);
-    b.gradient = context.gradient(step.gradient);
-    const ConvolutionShapes shapes =
-        convolution_shapes(layer, layer.pattern.count(), ring_line(), b.input.shape, b.gradient.shape);
-    b.input_ring = shapes.input_ring, b.gradient_ring = shapes.gradient_ring;
-    b.gradient_first = shapes.gradient_first, b.gradient_last = shapes.gradient_last;
-
-    void *sparse = (void*)call.value_gradients[step.layer], *dense = (void*)call.dense_gradients[step.layer];
-    const Pattern full = dense ? Pattern::full(layer.out, layer.in, layer.pattern.taps) : Pattern();
-    const Pattern& wanted = dense ? full : layer.pattern;
-    bool canonical = false;
-    const bool as_tiles = takes_tiles(wanted, tensors_[views_[step.view].tensor[0]]);
-    if ((dense || sparse) && as_tiles) {
-        pack_tiles(layer.pattern, shapes.input_taps, nullptr, packed_tiles_);
-        b.weight_tiles = packed_tiles_.weights[0];
-    } else if (dense || sparse) {
-        canonical = shapes.product && shapes.input_block == layer.in && wanted.shared == 1 && !dense;
-        if (canonical) {
-            b.weight = product_segments(wanted, b.input_ring, nullptr, weight_kind(), packed_weight_);
-        } else {
-            const int block =
-                dense ? convolution_shapes(layer, wanted.count(), ring_line(), b.input.shape, b.gradient.shape)
-                            .input_block
-                      : shapes.input_block;
-            pack_forward(wanted, b.input_ring, shapes.input_taps, block, nullptr, weight_kind(), packed_weight_);
-            b.weight = packed_weight_.segments;
-        }
-    }
-    const void* values = (const void*)call.values[step.layer];
-    std::vector<Segments> transposed;
-    if (step.target >= 0) {
-        b.target = context.target(step.target, gate);
-        if (layer.geometry.stride_w > 1)
-            b.target.stream = false;
-        const int classes = layer.geometry.stride_h * layer.geometry.stride_w;
-        if (as_tiles) {
-            pack_transposed_tiles(layer.pattern, shapes.gradient_taps, shapes.class_of, classes, (const float*)values,
-                                  packed_transposed_tiles_);
-            b.transposed_tiles = packed_transposed_tiles_.weights.data();
-        } else if (layer.pattern.transposed_blocks)
-            pack_transposed_product(layer.pattern, b.gradient_ring, values, weight_kind(), packed_transposed_,
-                                    transposed);
-        else
-            pack_transposed(layer.pattern, b.gradient_ring, shapes.gradient_taps, shapes.class_of,
-                            classes, shapes.gradient_block, values,
-                            weight_kind(), packed_transposed_, transposed);
-        b.transposed = as_tiles ? nullptr : transposed.data();
-    }
-    void* bias = step.bias >= 0 ? (void*)call.bias_gradients[step.bias] : nullptr;
-    const size_t scalar = is_double() ? 8 : 4;
-    const size_t bytes = (as_tiles ? tile_count(layer.pattern) : wanted.count() + 16) * scalar;
-    const int tiles = b.gradient.shape.tiles, threads = std::max(1, std::min(context.run.threads, tiles));
-    const bool in_place = canonical && threads == 1;
-    if (in_place)
-        memset(sparse, 0, wanted.count() * scalar);
-    std::vector<const void*> sums(threads);
-    std::vector<const double*> bias_sums(threads);
-    workers(context, step, tiles, layer.in, [&](Worker& w) {
-        ThreadMemory& memory = *(ThreadMemory*)w.owner;
-        if (b.weight.begin || b.weight_tiles.taps) {
-            w.weight_sums = in_place ? sparse : memory.weights.get(bytes);
-            if (!in_place)
-                memset(w.weight_sums, 0, bytes);
-        }
-        if (bias)
-            w.bias_sums = (double*)memory.biases.get(layer.out * sizeof(double)),
-            memset(w.bias_sums, 0, layer.out * sizeof(double));
-        kernels_->convolution_backward(b, w);
-    });
-    for (int t = 0; t < threads; t++)
-        sums[t] = memory_[t]->weights.data, bias_sums[t] = (const double*)memory_[t]->biases.data;
-    if (b.weight_tiles.taps)
-        unpack_tile_gradient(wanted, sums.data(), threads, (float*)(dense ? dense : sparse));
-    else if (b.weight.begin && !in_place)
-        unpack_gradient(wanted, b.weight, sums.data(), threads, is_double(), dense ? dense : sparse);
-    if (dense && sparse)
-        for (size_t o = 0, k = 0; o < size_t(layer.out); o++)
-            for (size_t i = 0; i < layer.pattern.row_count(int(o)); i++, k++)
-                put_scalar(
-                    sparse, is_double(), k,
-                    get_scalar(dense, is_double(), o * layer.pattern.row_length() + layer.pattern.row(int(o))[i]));
-    for (int c = 0; bias && c < layer.out; c++) {
-        double sum = 0;
-        for (const double* part : bias_sums)
-            sum += part[c];
-        put_scalar(bias, is_double(), c, sum);
-    }
-}
-
 void Plan::run_step(Context& context, const Step& step) {
     View gate{}, view{};
     Target target{};
@@ -282,31 +153,45 @@ void Plan::check(const Call& call, bool backward) const {
     lists(call.norm_gradients.size(), 2 * norms_.size(), "norm gradients");
 }
 
-std::shared_ptr<Run> Plan::forward(int program, int batch, int threads, bool training, bool save, uint64_t seed,
-                                   const Call& call) {
+std::shared_ptr<Run> Plan::forward(int program, int batch, int share, int threads, bool training, bool save,
+                                   uint64_t seed, const Call& call) {
     std::lock_guard<std::mutex> lock(mutex_);
     check(call, false);
     if (batch < 1)
         throw std::invalid_argument("an empty batch");
-    const std::vector<Step>& steps = programs_.at(program);
-    auto run = std::make_shared<Run>();
-    set_sizes(*run, batch, threads);
-    run->training = training, run->light = !save, run->seed = seed;
-    run->norms.resize(norms_.size());
-    Context context(*run, call, *this);
+    if (share < 1 || share > batch || (share < batch && (save || training)))
+        throw std::invalid_argument("images one part after the other, which are one batch to the norms or to backward");
+    const int parts = batch / share;  // the last takes the rest, too
+    std::vector<ForwardPack> packs(parts > 1 ? layers_.size() : 0);
+    std::shared_ptr<Run> run;
+    for (int number = 0; number < parts; number++) {
+        const int first = number * share, size = number == parts - 1 ? batch - first : share;
+        Call part = call;
+        for (size_t b = 0; b < borders_.size(); b++)
+            part.borders[b] += uint64_t(first) * borders_[b].channels * borders_[b].height * borders_[b].width *
+                               (is_double() ? 8 : 4);
+        run = std::make_shared<Run>();
+        set_sizes(*run, size, threads);
+        run->training = training, run->light = !save, run->seed = seed;
+        run_forward(program, *run, parts > 1 ? packs.data() : nullptr, part);
+    }
+    return run;
+}
+
+void Plan::run_forward(int program, Run& run, ForwardPack* packs, const Call& call) {
+    run.norms.resize(norms_.size());
+    Context context(run, call, *this);
+    context.packs = packs;
     for (size_t n = 0; n < norms_.size(); n++) {
-        run->norms[n].batch = training || !call.norms[4 * n + 2];
-        if (!run->norms[n].batch)
+        run.norms[n].batch = run.training || !call.norms[4 * n + 2];
+        if (!run.norms[n].batch)
             start_norm(context, int(n), nullptr);
     }
-    if (takes_pixels(*run, program)) {
-        forward_pixels(context, program);
-        return run;
-    }
-    run->arenas[program] = take_arena(program, *run);
-    for (const Step& step : steps)
+    if (takes_pixels(run, program))
+        return forward_pixels(context, program);
+    run.arenas[program] = take_arena(program, run);
+    for (const Step& step : programs_.at(program))
         run_step(context, step);
-    return run;
 }
 
 void Plan::backward(Run& run, int program, int first, int last, const Call& call) {

@@ -124,8 +124,9 @@ class Plan {
     size_t pattern_memory(int layer) const { return layers_.at(layer).pattern.memory(); }
     size_t arena_bytes(int program, int batch, bool save) const;
 
-    std::shared_ptr<Run> forward(int program, int batch, int threads, bool training, bool save, uint64_t seed,
-                                 const Call&);
+    // Images `share` at a time where they do not depend on each other: in evaluation, with nothing saved.
+    std::shared_ptr<Run> forward(int program, int batch, int share, int threads, bool training, bool save,
+                                 uint64_t seed, const Call&);
     void backward(Run&, int program, int first, int last, const Call&);
     size_t steps(int program) const { return programs_.at(program).size(); }
 
@@ -149,6 +150,8 @@ class Plan {
     std::vector<size_t> slot_offsets(int program, const Run&) const;
     void set_sizes(Run&, int batch, int threads) const;
     std::shared_ptr<Arena> take_arena(int program, const Run&);
+    struct ForwardPack;
+    void run_forward(int program, Run&, ForwardPack*, const Call&);
     void run_step(Context&, const Step&);
     bool takes_tiles(const Pattern&, const TensorRecord&) const;
     void run_convolution(Context&, const Step&);
@@ -182,7 +185,13 @@ class Plan {
     std::vector<std::unique_ptr<ThreadMemory>> memory_;
     std::vector<std::shared_ptr<Arena>> spare_;  // arenas that no Run holds any more are taken again
     std::shared_ptr<PixelLayout> pixels_;
-    Packed packed_forward_, packed_weight_, packed_transposed_;
+    struct ForwardPack {  // a layer's weights for its forward step; in parts, those of the first serve the others
+        int pitch = 0;    // of the ring that they were packed for
+        Packed rows;
+        PackedTiles tiles;
+    };
+    ForwardPack packed_forward_;
+    Packed packed_weight_, packed_transposed_;
     PackedTiles packed_tiles_, packed_transposed_tiles_;
     std::vector<double> statistics_;
 };
