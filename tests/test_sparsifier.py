@@ -412,6 +412,25 @@ def test_apply_masks_keeps_a_copy_sparse() -> None:
         sparsifier.apply_masks(mlp(width=8))
 
 
+@pytest.mark.parametrize("name", ["rigl", "snfs", "set"])
+def test_a_compiled_step_is_that_of_an_eager_one(name: str) -> None:
+    found = []
+    for compiled in (False, True):
+        model = mlp()
+        optimizer = sgd(model)
+        sparsifier = regrow.attach(model, optimizer, RECIPES[name], strict=True)
+        step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+        for number in range(13):
+            inputs, targets = batch(number)
+            nn.functional.cross_entropy(model(inputs), targets).backward()
+            step()
+            optimizer.zero_grad()
+        assert sparsifier.num_updates == 2
+        found.append([*sparsifier.masks.values(), *model.state_dict().values()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_detach_leaves_a_plain_module() -> None:
     model = mlp()
     keys = list(model.state_dict())
