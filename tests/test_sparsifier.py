@@ -412,6 +412,7 @@ def test_apply_masks_keeps_a_copy_sparse() -> None:
         sparsifier.apply_masks(mlp(width=8))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("name", ["rigl", "snfs", "set"])
 def test_a_compiled_step_is_that_of_an_eager_one(name: str) -> None:
     found = []
