@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from nets import batch, mlp, sgd, train
+from nets import batch, convnet, mlp, sgd, train
 from torch import nn
 
 import regrow
@@ -82,6 +82,18 @@ def test_a_layer_stays_with_torch_where_that_is_faster() -> None:
     assert sum(len(region.members[0]) for region in regions) == compact
     for name, mask in states[0][1].items():
         assert torch.equal(mask, states[1][1][name])
+
+
+@pytest.mark.parametrize(("ratio", "left"), [(0.4, True), (0.6, False)])
+def test_a_convolution_is_taken_out_of_its_region_only_where_that_pays(
+    monkeypatch: pytest.MonkeyPatch, ratio: float, left: bool
+) -> None:
+    monkeypatch.setattr(measured, "_measure", lambda probe, density: ratio)
+    model = convnet()
+    recipe = regrow.static(sparsity=0.6, distribution={"3": 0.6})
+    sparsifier = regrow.attach(model, sgd(model), recipe, storage="compact", exclude=["0", "7"])
+    assert isinstance(model[3], CompactLayer) != left
+    assert ("torch is faster here (0.40x" in str(sparsifier)) == left
 
 
 def test_a_small_linear_layer_is_compact_as_soon_as_a_weight_is_dead(monkeypatch: pytest.MonkeyPatch) -> None:

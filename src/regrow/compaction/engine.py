@@ -180,7 +180,7 @@ class Plan:
         norm_tensors = self._borders.norms(norms, training, batch)
         outputs = self._borders.outgoing(inputs)
         threads, share = torch.get_num_threads(), batch
-        if not save and not training and all(norm.running_mean is not None for norm in norms):
+        if not save and not training and all(mean is not None for _, _, mean, _ in norm_tensors):
             # Images apart: a line of them through all layers at a time, so that the next layer finds its input in L2.
             share = min(batch, LANES[self.dtype] * threads) if self._borders.has_images else batch
         call = self._call(held + outputs, values, biases, norm_tensors)

@@ -62,7 +62,8 @@ class CompactStorage:
             reason = f"density above {MOST_DENSITY}"
         elif reason is None and self.table is not None:
             ratio = measured.speedup(self.table, module, layer.layer.size, layer.alive.density)
-            reason = f"torch is faster here ({ratio:.2f}x on the engine, measured)" if ratio < 1 else None
+            if ratio < measured.LEAST[measured.kind_of(module)]:
+                reason = f"torch is faster here ({ratio:.2f}x on the engine, measured)"
             if reason is not None and module not in self.left_to_torch:
                 self.left_to_torch.add(module)
                 self._cut_anew()
