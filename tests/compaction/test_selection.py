@@ -10,6 +10,7 @@ from torch import Tensor
 
 from regrow import algorithm
 from regrow.compaction import native, selection
+from regrow.compaction.positions import Positions
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=str(native.unavailable_reason()))
 
@@ -31,7 +32,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("share", [0.1, 0.9])
-@pytest.mark.parametrize("size", [1, 9, 1000, 70_001])
+@pytest.mark.parametrize("size", [1, 9, 1000, 12_000, 70_001])
 def test_the_same_mask_as_torch(monkeypatch, kind, share, size):
     generator = torch.Generator().manual_seed(size)
     scores = KINDS[kind](torch.randn(size, generator=generator))
@@ -45,13 +46,25 @@ def test_the_same_mask_as_torch(monkeypatch, kind, share, size):
 @pytest.mark.parametrize("inside", [2.0, -2.0])
 def test_a_sample_that_misleads_changes_nothing(monkeypatch, inside):
     """The scores at the places that the sample looks at stand for none of the others."""
-    size, count = 50_000, 20_000
+    size, count = 200_000, 80_000  # large enough for a whole sample
     places = torch.tensor([((i * 0x9E3779B97F4A7C15 % 2**64 >> 32) * size) >> 32 for i in range(2**14)])
     scores = torch.rand(size, generator=torch.Generator().manual_seed(0))
     scores[places] += inside
     among = torch.ones(size, dtype=torch.bool)
     found = selection.select(scores, count, among)
     assert torch.equal(found, by_torch(monkeypatch, scores, count, among))
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (1, 65_536), (300, 64, 3, 3)])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.9])
+def test_positions_are_expanded_as_torch_does(monkeypatch, shape, share):
+    indices = (
+        (torch.rand(shape, generator=torch.Generator().manual_seed(1)) < share).flatten().nonzero().flatten().int()
+    )
+    positions = Positions.of(indices, shape)
+    assert torch.equal(positions.indices, indices)
+    monkeypatch.setattr(selection, "expand", lambda *given: None)
+    assert torch.equal(positions.indices, indices)
 
 
 def test_what_cpp_leaves_to_torch():

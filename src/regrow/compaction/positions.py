@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from regrow.compaction import selection
+
 MOST_COLUMNS = 2**16
 OFFSET = 2**15  # torch pickles no unsigned 16-bit numbers
 
@@ -44,6 +46,9 @@ class Positions:
         if self.starts is None:
             return self.columns.to(dtype)
         width = math.prod(self.shape[1:])
+        found = selection.expand(self.columns, self.starts, width) if dtype == torch.int32 else None
+        if found is not None:
+            return found
         firsts = torch.arange(self.shape[0], dtype=dtype, device=self.columns.device) * width
         return firsts.repeat_interleave(self.starts.diff(), output_size=len(self)).add_(self.columns.to(dtype) + OFFSET)
 

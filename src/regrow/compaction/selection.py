@@ -36,6 +36,20 @@ def positions(mask: Tensor) -> Tensor:
     return found[: native.extension().positions(mask.data_ptr(), mask.numel(), found.data_ptr())]
 
 
+def expand(columns: Tensor, starts: Tensor, width: int) -> Tensor | None:
+    """Flat positions in a matrix ``width`` wide, int32, from int16 columns less 32,768 and the beginnings of its rows.
+
+    None where torch must make them.
+    """
+    if columns.dtype != torch.int16 or starts.dtype != torch.int64 or not _fits(columns, starts):
+        return None
+    found = torch.zeros(len(columns), dtype=torch.int32)
+    native.extension().expand(
+        columns.data_ptr(), len(columns), starts.data_ptr(), len(starts) - 1, width, found.data_ptr()
+    )
+    return found
+
+
 def overlap(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Of two ascending lists of positions: which entries of each are in the other, as bool masks."""
     if first.dtype != torch.int32 or second.dtype != torch.int32 or not _fits(first, second):

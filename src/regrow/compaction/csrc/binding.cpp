@@ -40,6 +40,9 @@ NB_MODULE(_engine, m) {
     m.def("positions", [](uint64_t mask, size_t size, uint64_t to) {
         return positions((const uint8_t*)mask, size, (int32_t*)to);
     });
+    m.def("expand", [](uint64_t columns, size_t count, uint64_t starts, size_t rows, size_t width, uint64_t to) {
+        expand((const int16_t*)columns, count, (const int64_t*)starts, rows, width, (int32_t*)to);
+    });
     m.def("overlap", [](uint64_t a, size_t count_a, uint64_t b, size_t count_b, uint64_t in_b, uint64_t in_a) {
         overlap((const int32_t*)a, count_a, (const int32_t*)b, count_b, (uint8_t*)in_b, (uint8_t*)in_a);
     });

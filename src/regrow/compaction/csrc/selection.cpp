@@ -1,6 +1,6 @@
 // Top-k: a sample tells a score that a few more than `count` reach; those alone are listed, and searched by radix.
 //
-//     sample   4,096 to 16,384 scores at scattered places; its quantile, three deviations lower, is the bound
+//     sample   an eighth, 16,384 at most, at scattered places; its quantile, three deviations lower, is the bound
 //     pass     16 scores at a time, most of them all below the bound: 5 bytes each, half a nanosecond
 //     list     by 12, 10 and 10 bits of its keys, integers that sort as the scores; of equal keys the first are taken
 //
@@ -28,14 +28,15 @@ inline uint32_t key(float score) {  // ascending as the scores; -0 as 0, NaN as 
 
 // A score that, in all likelihood, at least `count` reach, and few more; NaN where only all of them would do.
 float bound(const float* scores, const uint8_t* among, size_t size, size_t count) {
-    constexpr size_t most = 1 << 14, least = 64;
+    constexpr size_t least = 64;
+    const size_t places = std::min<size_t>(1 << 14, size / 8);
     std::vector<float> sample;
-    for (uint64_t i = 0; i < most && size >= most; i++) {
+    for (uint64_t i = 0; i < places; i++) {
         const size_t place = size_t(i * 0x9E3779B97F4A7C15u >> 32) * size >> 32;  // the golden ratio: scattered evenly
         if (among[place])
             sample.push_back(scores[place]);
     }
-    const double drawn = double(sample.size()), share = double(count) / (drawn / most * double(size));
+    const double drawn = double(sample.size()), share = double(count) / (drawn / double(places) * double(size));
     if (drawn < least || share >= 1)
         return NAN;
     const size_t rank = size_t(drawn * share + 3 * std::sqrt(drawn * share * (1 - share)) + 2);
@@ -123,6 +124,12 @@ size_t positions(const uint8_t* mask, size_t size, int32_t* to) {
         count += mask[i] != 0;
     }
     return count;
+}
+
+void expand(const int16_t* columns, size_t count, const int64_t* starts, size_t rows, size_t width, int32_t* to) {
+    for (size_t row = 0; row < rows; row++)
+        for (size_t k = size_t(starts[row]); k < std::min(size_t(starts[row + 1]), count); k++)
+            to[k] = int32_t(row * width) + columns[k] + 32768;
 }
 
 void overlap(const int32_t* a, size_t count_a, const int32_t* b, size_t count_b, uint8_t* in_b, uint8_t* in_a) {
