@@ -65,13 +65,14 @@ def _ends(cell: Summary) -> tuple[float, float]:
 
 def _ticks(bottom: float, top: float) -> list[float]:
     """Round accuracies between two places on the axis that keep a distance from each other, the roundest first."""
-    candidates = [*range(0, 100, 10), 95, 98, 99, 97, *range(5, 100, 10), *range(100), *np.arange(90, 100, 0.5)]
-    finest = [round(float(tenth), 1) for tenth in np.arange(90, 100, 0.1)]
+    round_ones = [*range(0, 100, 10), 95, 98, 99, 97, *range(5, 100, 10), *range(100), *np.arange(90, 100, 0.5)]
+    finer = [[round(float(accuracy), 1) for accuracy in np.arange(0, 100, step)] for step in (0.5, 0.2, 0.1)]
     ticks: dict[float, float] = {}
-    for number, accuracy in enumerate([*candidates, *finest]):
-        if number >= len(candidates) and len(ticks) >= FEWEST_TICKS:
+    for candidates in (round_ones, *finer):
+        if len(ticks) >= FEWEST_TICKS:
             break
-        place = float(by_error(accuracy))
-        if bottom <= place <= top and all(abs(place - other) > (top - bottom) / 14 for other in ticks.values()):
-            ticks[float(accuracy)] = place
+        for accuracy in candidates:
+            place = float(by_error(accuracy))
+            if bottom <= place <= top and all(abs(place - other) > (top - bottom) / 14 for other in ticks.values()):
+                ticks[float(accuracy)] = place
     return sorted(ticks)
