@@ -1,5 +1,6 @@
 """Ranks for tests: processes that talk over gloo, and the recipes that they train with."""
 
+import faulthandler
 import multiprocessing
 import socket
 from collections.abc import Callable
@@ -38,6 +39,7 @@ def launch(work: Work, world: int, folder: Path) -> None:
 
 
 def _rank(rank: int, work: Work, world: int, port: int, folder: Path) -> None:
+    faulthandler.enable()  # one rank in a few hundred launches has died in native code: its threads shall say where
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     work(rank, world, folder)

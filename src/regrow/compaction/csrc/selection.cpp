@@ -91,7 +91,7 @@ uint32_t find_bin(const std::vector<uint32_t>& histogram, size_t& rank) {
 }  // namespace
 
 void select(const float* scores, const uint8_t* among, size_t size, size_t count, uint8_t* to) {
-    memset(to, 0, size);
+    std::fill_n(to, size, uint8_t(0));
     if (count == 0)
         return;
     std::vector<Candidate> candidates;
@@ -133,7 +133,7 @@ void expand(const int16_t* columns, size_t count, const int64_t* starts, size_t 
 }
 
 void overlap(const int32_t* a, size_t count_a, const int32_t* b, size_t count_b, uint8_t* in_b, uint8_t* in_a) {
-    memset(in_b, 0, count_a), memset(in_a, 0, count_b);
+    std::fill_n(in_b, count_a, uint8_t(0)), std::fill_n(in_a, count_b, uint8_t(0));  // an empty list has no memory
     for (size_t i = 0, j = 0; i < count_a && j < count_b;) {
         if (a[i] == b[j])
             in_b[i++] = 1, in_a[j++] = 1;
