@@ -1,6 +1,6 @@
 """What the sparsifier must know of torch optimizers, each fact in one place."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -106,3 +106,13 @@ def initial_value(optimizer: Optimizer, parameter: nn.Parameter, key: str) -> fl
     if isinstance(optimizer, torch.optim.Adagrad) and key == "sum":
         return float(group_of(optimizer, parameter)["initial_accumulator_value"])
     return 0.0
+
+
+def uncompiled(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook on a step that torch.compile leaves alone, without what torch wraps around one for that at every step."""
+    disabled = torch.compiler.disable(hook)
+
+    def run(*args: Any) -> Any:
+        return disabled(*args) if torch.compiler.is_compiling() else hook(*args)
+
+    return run

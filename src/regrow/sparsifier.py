@@ -1,7 +1,7 @@
 """The hooks on model and optimizer, and the state of an attached model."""
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -213,8 +213,8 @@ class Sparsifier:
         if self.strict:
             for name, layer in self._layers.items():
                 yield on_gradient(layer.parameter, partial(self._check_layer, name))
-        yield self.optimizer.register_step_pre_hook(_uncompiled(self._on_step))
-        yield self.optimizer.register_step_post_hook(_uncompiled(self._after_step))
+        yield self.optimizer.register_step_pre_hook(optimizers.uncompiled(self._on_step))
+        yield self.optimizer.register_step_post_hook(optimizers.uncompiled(self._after_step))
 
     def _on_step(self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]) -> Any:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
@@ -343,13 +343,3 @@ class Sparsifier:
         pairs = [pair for layer in self._layers.values() for pair in layer.masked_tensors()]
         if pairs:
             torch._foreach_mul_([tensor for tensor, _ in pairs], [bits for _, bits in pairs])
-
-
-def _uncompiled(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """A hook that torch.compile leaves alone. (What torch wraps around one for that costs time at every step.)"""
-    disabled = torch.compiler.disable(hook)
-
-    def run(*args: Any) -> Any:
-        return disabled(*args) if torch.compiler.is_compiling() else hook(*args)
-
-    return run
