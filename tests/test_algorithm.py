@@ -1,16 +1,20 @@
 """The pure topology rule: exact counts, ties, and who may be dropped or grown."""
 
+from dataclasses import dataclass, replace
+
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 import regrow
-from regrow.algorithm import next_mask, select, updated_masks
+from regrow.algorithm import Algorithm, grids, initial_masks, next_mask, select, unit_counts, updated_masks
+from regrow.distributions import total_alive
 from regrow.layers import Layer
-from regrow.patterns import channels, output_blocks
-from regrow.scores import Evidence
+from regrow.patterns import channels, output_blocks, unstructured
+from regrow.schedules import Constant
+from regrow.scores import Evidence, gradient_magnitude
 
 # Few distinct values, so that ties are the rule and not the exception.
 VALUES = st.lists(st.integers(-2, 2).map(float), min_size=1, max_size=60)
@@ -138,6 +142,121 @@ def test_global_pruning_uses_one_threshold_and_spares_one_weight_a_layer() -> No
     assert int(masks["small"].sum()) == 1
     assert int(masks["large"].sum()) == 49
     assert bool((masks["large"] == (large >= large[41])).all())
+
+
+PATTERNS = {"weights": unstructured, "blocks": output_blocks(4), "channels": channels}
+
+
+@dataclass(frozen=True)
+class Course:
+    """Another sparsity at each step."""
+
+    sparsities: tuple[float, ...]
+
+    def __call__(self, step: int) -> float:
+        return self.sparsities[min(step, len(self.sparsities) - 1)]
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("pattern", PATTERNS)
+@settings(max_examples=40)
+@given(
+    course=st.lists(st.floats(0, 0.7), min_size=2, max_size=5),
+    starts_dense=st.booleans(),
+    redistribute=st.booleans(),
+    share=st.sampled_from([0.0, 0.3, 1.0]),
+    values=st.sampled_from([3, 1000]),
+)
+def test_a_budget_that_falls_and_grows_is_met_exactly(
+    scope, pattern, course, starts_dense, redistribute, share, values
+) -> None:
+    unit = PATTERNS[pattern]
+    layers = {"a": Layer("a", (20, 3, 2, 2), True), "b": Layer("b", (10, 30)), "c": Layer("c", (9, 2))}
+    method = Algorithm(
+        name="course",
+        sparsity=Course((0.5, *course)),
+        distribute=regrow.erk if pattern == "weights" else regrow.uniform,
+        initial=None if starts_dense else regrow.scores.random,
+        grow=gradient_magnitude,
+        fraction=Constant(share),
+        redistribute=gradient_magnitude if redistribute else None,
+        pattern=unit,
+        scope=scope,
+    )
+    generator = torch.Generator().manual_seed(0)
+
+    def known(masks: dict[str, Tensor]) -> dict[str, Evidence]:
+        def draw(layer: Layer) -> Tensor:  # few values, so that ties are the rule, or many
+            return torch.randint(1, values, layer.shape, generator=generator).float()
+
+        return {
+            name: Evidence(layer, masks[name], draw(layer) * masks[name], draw(layer), None, seed=0, step=0)
+            for name, layer in layers.items()
+        }
+
+    masks = initial_masks(method, known({name: torch.ones(layer.shape) > 0 for name, layer in layers.items()}))
+    for step, sparsity in enumerate(course, start=1):
+        masks |= updated_masks(method, step, known(masks))
+        found = {name: int(unit.units(mask).sum()) for name, mask in masks.items()}
+        per_layer = unit_counts(method, layers, sparsity)
+        total = total_alive(grids(method, layers), sparsity)
+        assert sum(found.values()) == (sum(per_layer.values()) if scope == "layer" else total)
+        assert redistribute or scope == "global" or found == per_layer
+        assert all(found.values())
+        assert all(torch.equal(unit.expand(unit.units(mask), tuple(mask.shape)), mask) for mask in masks.values())
+
+
+def test_a_budget_that_grows_again_goes_to_the_largest_growth_scores_of_all_layers() -> None:
+    first, second = torch.arange(10) < 2, torch.arange(10) < 2
+    known = {
+        "first": evidence(torch.ones(10), first, torch.tensor([9.0] * 5 + [1.0] * 5), "first"),
+        "second": evidence(torch.ones(10), second, torch.tensor([9.0] * 2 + [5.0] * 2 + [0.0] * 6), "second"),
+    }
+    method = replace(
+        regrow.gradual_pruning(sparsity=0.8, total_steps=2000), sparsity=Course((0.8, 0.5)), grow=gradient_magnitude
+    )
+    masks = updated_masks(method, 1, known)
+    assert masks["first"].tolist() == [True] * 6 + [False] * 4
+    assert masks["second"].tolist() == [True] * 4 + [False] * 6
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_a_layer_that_stands_still_leaves_its_share_of_a_growing_budget_to_the_others(scope) -> None:
+    alive = torch.arange(50) < 5
+    known = {name: evidence(torch.ones(50), alive, torch.ones(50), name) for name in ("still", "a", "b")}
+    method = replace(
+        regrow.gradual_pruning(sparsity=0.9, total_steps=2000, scope=scope),
+        sparsity=Course((0.9, 0.4)),
+        grow=gradient_magnitude,
+    )
+    masks = updated_masks(method, 1, known, frozen={"still"})
+    assert {name: int(mask.sum()) for name, mask in masks.items()} == (
+        {"a": 30, "b": 30} if scope == "layer" else {"a": 50, "b": 35}
+    )
+
+
+def test_a_global_scope_leaves_a_constant_number_as_the_distribution_rounded_it() -> None:
+    layers = {name: Layer(name, (5,)) for name in "abc"}  # 1.5 each, so 2, and 4.5 together, so 4
+    method = replace(regrow.rigl(sparsity=0.7, total_steps=100, distribution=regrow.uniform), scope="global")
+    everything = {name: evidence(torch.ones(5), torch.ones(5) > 0, torch.ones(5), name) for name in layers}
+    masks = initial_masks(method, everything)
+    assert sum(int(mask.sum()) for mask in masks.values()) == 6
+    known = {name: evidence(torch.ones(5), mask, torch.rand(5), name) for name, mask in masks.items()}
+    masks |= updated_masks(method, 0, known)
+    assert sum(int(mask.sum()) for mask in masks.values()) == 6
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_a_sparsity_that_falls_where_nothing_grows_is_refused(scope) -> None:
+    model = torch.nn.Linear(8, 8)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    pruning = regrow.gradual_pruning(sparsity=0.8, total_steps=100, every=10, start=0, scope=scope)
+    falling = replace(pruning, sparsity=Course((0.0,) * 11 + (0.8,) * 20 + (0.5,)))
+    with pytest.raises(ValueError, match=r"falls from 0\.8 to 0\.5 at step 40, and nothing grows"):
+        regrow.attach(model, torch.optim.SGD(model.parameters(), 0.1), falling)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    growing = replace(falling, grow=regrow.scores.random)
+    assert regrow.attach(model, torch.optim.SGD(model.parameters(), 0.1), growing).sparsity == 0
 
 
 def test_blocks_and_channels_live_and_die_as_one() -> None:

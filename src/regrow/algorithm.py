@@ -1,9 +1,10 @@
 """The record that every method is, and the one rule by which topologies change."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
+from itertools import islice
 from operator import or_
 from typing import Literal
 
@@ -17,12 +18,13 @@ from regrow.patterns import Pattern, unstructured
 from regrow.redistribution import apportion
 from regrow.schedules import Constant, Cubic, Never, Schedule, Trigger
 from regrow.scores import Evidence, Need, Score, magnitude
+from regrow.threshold import counts_of_largest, finite, sortable
 
 FEW = 0.25  # share of candidates below which they are gathered first
 LONG, SAMPLE = 2**16, 2**14
 
 nothing = Constant(0.0)
-DIGITS = 2**16  # of a score when a threshold over all layers is sought
+MOST_UPDATES = 100_000  # that a schedule of the user's own is tried at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +43,8 @@ class Algorithm:
         redistribute: freed weights go to layers in proportion to this score's mean over alive weights; None: each
             layer keeps its number.
         pattern: the unit that lives and dies.
-        scope: whether a shrinking budget is shared by ``distribute`` ("layer") or by one threshold on the drop score
-            over all layers ("global").
+        scope: whether a budget that changes is shared by ``distribute`` ("layer") or by one threshold over all layers
+            ("global"): on the drop score of the alive where it shrinks, on the growth score of the dead where it grows.
         step_on_update: True: the weight step is taken, then the topology is updated; False: the update takes the place
             of the weight step (RigL, SNIP).
     """
@@ -176,7 +178,12 @@ def next_mask(
 
 
 def initial_masks(algorithm: Algorithm, evidence: Mapping[str, Evidence]) -> dict[str, Tensor]:
-    """Masks at step 0: exactly the distribution's count in every layer, or every weight where ``initial`` is None."""
+    """Masks at step 0: exactly the distribution's count in every layer, or every weight where ``initial`` is None.
+
+    Raises:
+        ValueError: the sparsity cannot be met, at the start or later.
+    """
+    _check_growth(algorithm)
     if algorithm.initial is None:
         _check_end(algorithm, evidence)
         return {name: torch.ones_like(known.alive) for name, known in evidence.items()}
@@ -222,6 +229,30 @@ def updated_masks(
             known.alive, keep=keep[name], budget=budgets[name], drop=algorithm.drop(known), grow=grow, pattern=pattern
         )
     return masks
+
+
+def _check_growth(algorithm: Algorithm) -> None:
+    """Refuses a sparsity that falls where nothing grows."""
+    if algorithm.grow is not None or algorithm.final_sparsity is not None:
+        return
+    before = 0.0 if algorithm.initial is None else algorithm.sparsity_at(0)
+    for step in islice(_updates(algorithm.when), MOST_UPDATES):
+        after = algorithm.sparsity_at(step)
+        if after < before:
+            raise ValueError(
+                f"the sparsity of '{algorithm.name}' falls from {before:g} to {after:g} at step {step}, and nothing "
+                "grows in it: give it a growth score, such as dataclasses.replace(…, grow=regrow.scores.random), or a "
+                "schedule that never falls"
+            )
+        before = after
+
+
+def _updates(when: Trigger) -> Iterator[int]:
+    """The weight steps with an update."""
+    step = when.following(0)
+    while step is not None:
+        yield step
+        step = when.following(step + 1)
 
 
 def _check_end(algorithm: Algorithm, evidence: Mapping[str, Evidence]) -> None:
@@ -270,7 +301,7 @@ def _budgets(
     layers, sparsity = _layers(evidence), algorithm.sparsity_at(step)
     counts = unit_counts(algorithm, layers, sparsity) if algorithm.scope == "layer" else {}
     target = sum(counts.values()) if algorithm.scope == "layer" else total_alive(grids(algorithm, layers), sparsity)
-    if target == sum(now.values()):
+    if algorithm.keeps_its_number or target == sum(now.values()):
         return dict(now)
     if algorithm.scope == "layer":
         shrinks_only = algorithm.grow is None
@@ -281,38 +312,32 @@ def _budgets(
 
 
 def _global_counts(algorithm: Algorithm, target: int, evidence: Mapping[str, Evidence]) -> dict[str, int]:
-    """How many of the ``target`` largest drop scores among all alive units lie in each layer, at least one in each.
+    """Units of each layer under one threshold over all of them, ``target`` together, at least one in each.
 
-    The score of the last one taken is found digit by digit, so that the scores of one layer at a time are in memory.
+    Where fewer shall live than do, it is one on the drop scores of the alive; where more, on the growth scores of the
+    dead, if anything grows.
     """
-    sizes = [int(algorithm.pattern.units(known.alive).sum()) for known in evidence.values()]
-    left, prefix = min(max(target, len(sizes)), sum(sizes)), 0
-    for shift in (16, 0):
-        histogram = torch.zeros(DIGITS, dtype=torch.int64)
-        for known in evidence.values():
-            keys = _sortable(algorithm, known) >> shift
-            digits = (keys % DIGITS)[keys // DIGITS == prefix]
-            histogram += digits.bincount(minlength=DIGITS).cpu()
-        from_the_top = histogram.flip(0).cumsum(0)
-        place = int(torch.searchsorted(from_the_top, left))
-        left -= int(from_the_top[place - 1]) if place else 0
-        prefix = prefix * DIGITS + DIGITS - 1 - place
-    counts = {}
-    for name, known in evidence.items():
-        keys = _sortable(algorithm, known)
-        ties = min(left, int((keys == prefix).sum()))
-        left -= ties
-        counts[name] = int((keys > prefix).sum()) + ties
-    return counts
+    alive = {name: int(algorithm.pattern.units(known.alive).count_nonzero()) for name, known in evidence.items()}
+    missing = target - sum(alive.values())
+    if missing <= 0:
+        return counts_of_largest(max(target, len(alive)), partial(_keys_of_alive, algorithm), evidence)
+    if algorithm.grow is None:
+        return alive
+    dead = sum(grid.size for grid in grids(algorithm, _layers(evidence)).values()) - sum(alive.values())
+    newborn = counts_of_largest(min(missing, dead), partial(_keys_of_dead, algorithm, algorithm.grow), evidence)
+    return {name: number + newborn[name] for name, number in alive.items()}
 
 
-def _sortable(algorithm: Algorithm, known: Evidence) -> Tensor:
-    """Drop scores of the alive units as integers in [0, 2^32) of the same order; the best one gets infinity's."""
-    scores = algorithm.pattern.reduce(algorithm.drop(known))[algorithm.pattern.units(known.alive)]
-    values = scores.float().nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf) + 0.0  # -0.0 equals 0.0
-    values[values.argmax()] = math.inf
-    bits = values.view(torch.int32)
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() + 2**31
+def _keys_of_alive(algorithm: Algorithm, known: Evidence) -> Tensor:
+    """Of the drop scores of the alive units; the best of them gets infinity's, so that no layer is emptied."""
+    scores = finite(algorithm.pattern.reduce(algorithm.drop(known))[algorithm.pattern.units(known.alive)])
+    scores[scores.argmax()] = math.inf
+    return sortable(scores)
+
+
+def _keys_of_dead(algorithm: Algorithm, grow: Score, known: Evidence) -> Tensor:
+    """Of the growth scores of the dead units."""
+    return sortable(finite(algorithm.pattern.reduce(grow(known))[~algorithm.pattern.units(known.alive)]))
 
 
 def _redistributed(
