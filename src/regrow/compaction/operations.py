@@ -45,6 +45,11 @@ class Step:
     sources: tuple[fx.Node, ...]
     write: Callable[[Writer, tuple[int, ...]], int]
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether the value is the source's."""
+        return self.write is _as_it_is
+
 
 def recognise(node: fx.Node, modules: Mapping[str, nn.Module], training: bool) -> Step | None:
     """A node as a step of a program; None where torch must run it.
@@ -100,8 +105,12 @@ def _same(node: fx.Node, operation: Callable[[int], Operation] | None) -> Step |
     if not isinstance(source, fx.Node):
         return None
     if operation is None:
-        return Step((source,), lambda writer, numbers: numbers[0])
+        return Step((source,), _as_it_is)
     return Step((source,), lambda writer, numbers: writer.add(operation(numbers[0])))
+
+
+def _as_it_is(writer: Writer, numbers: tuple[int, ...]) -> int:
+    return numbers[0]
 
 
 def _arguments(node: fx.Node, **defaults: Any) -> dict[str, Any]:

@@ -7,22 +7,21 @@ where it is timed to be faster (:mod:`regrow.compaction.trial`).
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_aggregate
 from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
 from torch.fx.passes.operator_support import OperatorSupportBase
 
 from regrow.compaction.in_place import redirect_readers, sort
 from regrow.compaction.layers import CompactLayer
+from regrow.compaction.observers import levels, observed
 from regrow.compaction.operations import Step, Writer, has_hooks, recognise, shape
 from regrow.compaction.program import Input, Program
 from regrow.compaction.region import Region
+from regrow.compaction.shapes import leaves, propagate
 from regrow.compaction.tracing import Tracer, UnfaithfulError, trace
 from regrow.compaction.trial import Source, is_faster
 
@@ -47,7 +46,7 @@ def cut(
     graph_module = trace(module, _not_given(module, args, kwargs))
     modules = dict(graph_module.named_modules())
     graph = graph_module.graph
-    _propagate(graph_module, args, kwargs)
+    propagate(graph_module, args, kwargs)
     _flatten_without_asking(graph, modules, module.training)
     graph.eliminate_dead_code(lambda node: not _asks_for_form(node))
     unread = {node for node in graph.nodes if not node.users}  # dense storage computes these too, and calls their hooks
@@ -55,19 +54,23 @@ def cut(
     training = module.training
     steps = {node: recognise(node, modules, training) for node in _behind_output(graph)}
     batched = _of_inputs(graph)  # a parameter has no images, whatever its first dimension
+    seen = observed(graph, modules)
     known = {
         node: step
         for node, step in steps.items()
-        if step is not None and batched.issuperset(step.sources) and not _left(node, modules, left_to_torch)
+        if step is not None
+        and batched.issuperset(step.sources)
+        and not (_left(node, modules, left_to_torch) or (step.is_identity and node in seen))
     }
     regions: list[Region] = []
     calls: dict[fx.Node, fx.Node] = {}  # of what a region has taken in: that of the region
-    for nodes in _partitions(graph_module, known):
+    made: dict[fx.Node, fx.Node] = {}  # of what left one: what gives it now
+    for nodes in _partitions(graph_module, known, seen):
         draft = _write(nodes, known, training)
         sources = [Source(shape(node) or (), node.meta["differentiable"]) for node in draft.outer]
         compact = any(isinstance(layer, CompactLayer) for layer in draft.region.members[0])
         if compact or (training and is_faster(draft.region, sources)):
-            calls |= dict.fromkeys(nodes, _replace(graph_module, nodes, draft, len(regions)))
+            calls |= dict.fromkeys(nodes, _replace(graph_module, nodes, draft, len(regions), made))
             regions.append(draft.region)
     written = readers.keys() - calls.keys()  # a region leaves what it reads as it is
     sort(graph, {node: {calls.get(reader, reader) for reader in readers[node]} for node in written})
@@ -83,7 +86,7 @@ def _not_given(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
         UnfaithfulError: a flag or None is given, which a forward may ask for with ``is``, where no graph can follow;
             or an object, which may hold tensors of any shape.
     """
-    for value in _leaves([*args, *kwargs.values()]):
+    for value in leaves([*args, *kwargs.values()]):
         if value is None or isinstance(value, bool):
             raise UnfaithfulError("its forward is given None, True or False")
         if not isinstance(value, (Tensor, int, float, str)):
@@ -91,15 +94,6 @@ def _not_given(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
     left = [parameter for parameter in parameters[len(args) :] if parameter.name not in kwargs]
     return {parameter.name: parameter.default for parameter in left if parameter.default is not parameter.empty}
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    """What is in lists, tuples and dicts, however deep."""
-    if isinstance(value, (list, tuple, dict)):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _leaves(part)
-    else:
-        yield value
 
 
 def _of_inputs(graph: fx.Graph) -> set[fx.Node]:
@@ -122,8 +116,11 @@ def _behind_output(graph: fx.Graph) -> list[fx.Node]:
 
 def _flatten_without_asking(graph: fx.Graph, modules: Mapping[str, nn.Module], training: bool) -> None:
     """``x.view(x.size(0), -1)`` becomes a flattening: the size would have to leave the region of x, and come back."""
+    seen = observed(graph, modules)
     for node in graph.nodes:
         step = recognise(node, modules, training)
+        if step is not None and step.is_identity and node in seen:
+            continue  # a view of two dimensions is another tensor than what it views; flattened it is the same
         if step is not None and len(step.sources) == 1 < len(node.all_input_nodes):
             node.op, node.target, node.args, node.kwargs = "call_function", torch.flatten, (*step.sources, 1), {}
 
@@ -146,12 +143,15 @@ class _Known(OperatorSupportBase):
         return node in self.known
 
 
-def _partitions(graph_module: fx.GraphModule, known: Mapping[fx.Node, Step]) -> Iterator[list[fx.Node]]:
+def _partitions(
+    graph_module: fx.GraphModule, known: Mapping[fx.Node, Step], seen: AbstractSet[fx.Node]
+) -> Iterator[list[fx.Node]]:
     partitioner = CapabilityBasedPartitioner(graph_module, _Known(known), allows_single_node_partition=True)
     partitions = partitioner.propose_partitions()
     order = list(graph_module.graph.nodes)
     for partition in partitions:
-        yield from _connected([node for node in order if node in partition.nodes])
+        for level in levels([node for node in order if node in partition.nodes], seen):
+            yield from _connected(level)
 
 
 def _connected(nodes: Sequence[fx.Node]) -> list[list[fx.Node]]:
@@ -197,20 +197,32 @@ def _write(nodes: Sequence[fx.Node], known: Mapping[fx.Node, Step], training: bo
     return _Draft(region, outer, numbers, leaving)
 
 
-def _replace(graph_module: fx.GraphModule, nodes: Sequence[fx.Node], draft: _Draft, number: int) -> fx.Node:
-    """Puts one call of the region in the place of its nodes, and returns it."""
-    inside, numbers, outer, values = set(nodes), draft.numbers, draft.outer, draft.region.program.outputs
+def _replace(
+    graph_module: fx.GraphModule, nodes: Sequence[fx.Node], draft: _Draft, number: int, made: dict[fx.Node, fx.Node]
+) -> fx.Node:
+    """Puts one call of the region in the place of its nodes, and returns it.
+
+    Args:
+        graph_module: with the nodes in its graph.
+        nodes: to be taken in.
+        draft: of the nodes, which may read what is no node of the graph any more.
+        number: of the region.
+        made: what gives the values that left the regions before; those of this one are added.
+    """
+    inside, numbers, values = set(nodes), draft.numbers, draft.region.program.outputs
+    outer = [made.get(source, source) for source in draft.outer]
     name = f"region{number}"
     graph_module.add_module(name, draft.region)
     graph = graph_module.graph
     with graph.inserting_after(nodes[-1]):
         call = graph.call_module(name, tuple(outer))
-    made = {numbers[source]: source for source in outer}
+    found = {numbers[before]: now for before, now in zip(draft.outer, outer, strict=True)}
     with graph.inserting_after(call):
         for position, value in enumerate(values):
-            made[value] = call if len(values) == 1 else graph.call_function(_item, (call, position))
+            found[value] = call if len(values) == 1 else graph.call_function(_item, (call, position))
     for node in draft.leaving:
-        node.replace_all_uses_with(made[numbers[node]], delete_user_cb=lambda user: user not in inside)
+        made[node] = found[numbers[node]]
+        node.replace_all_uses_with(made[node], delete_user_cb=lambda user: user not in inside)
     for node in reversed(nodes):
         graph.erase_node(node)
     return call
@@ -218,80 +230,6 @@ def _replace(graph_module: fx.GraphModule, nodes: Sequence[fx.Node], draft: _Dra
 
 def _item(values: Sequence[Tensor], position: int) -> Tensor:
     return values[position]
-
-
-# Shapes
-
-
-def _propagate(graph_module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Writes what is known of each node's value into ``meta``, from a run on tensors without content."""
-    names = [str(node.target) for node in graph_module.graph.nodes if node.op == "placeholder"]
-    defaults = [node.args[0] for node in graph_module.graph.nodes if node.op == "placeholder" and node.args]
-    given = [*args, *(kwargs[name] for name in names[len(args) :] if name in kwargs)]
-    given += defaults[len(defaults) - (len(names) - len(given)) :]
-    with torch.no_grad(), _no_autocast():
-        _Shapes(graph_module).run(*(map_aggregate(value, _emptied) for value in given))
-
-
-@contextmanager
-def _no_autocast() -> Iterator[None]:
-    with torch.autocast("cpu", enabled=False):
-        yield
-
-
-def _emptied(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return torch.empty_like(value, device="meta", requires_grad=value.requires_grad)
-    return value
-
-
-class _Shapes(fx.Interpreter):
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        tensor = isinstance(result, Tensor)
-        n.meta["shape"] = tuple(result.shape) if tensor else None
-        n.meta["dtype"] = result.dtype if tensor else None
-        n.meta["tensors"] = _holds_tensors(result)
-        n.meta["form"] = isinstance(result, (int, float, torch.Size, torch.dtype, torch.device, torch.layout))
-        # Nothing in this run needs a gradient but what the caller gives and asks one for.
-        n.meta["differentiable"] = n.op != "placeholder" or (tensor and result.requires_grad)
-        return result
-
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return _emptied(super().get_attr(target, args, kwargs))
-
-    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        module = self.fetch_attr(target)
-        if isinstance(module, CompactLayer):
-            return module.forward(*args, **kwargs)
-        module = _apart(module)  # another thread may be running the module itself
-        named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        tensors = {f"inner.{name}": _emptied(tensor) for name, tensor in named.items()}
-        return torch.func.functional_call(_Silent(module), tensors, args, kwargs)
-
-
-def _apart(module: nn.Module) -> nn.Module:
-    """A module of its own with the same tensors inside, which can be replaced."""
-    twin: nn.Module = object.__new__(type(module))
-    own = {name: copy(value) if isinstance(value, (dict, list)) else value for name, value in vars(module).items()}
-    own["_modules"] = {name: None if child is None else _apart(child) for name, child in module._modules.items()}
-    vars(twin).update(own)
-    return twin
-
-
-def _holds_tensors(value: Any) -> bool:
-    return any(isinstance(part, Tensor) for part in _leaves(value))
-
-
-class _Silent(nn.Module):
-    """Calls a module's forward past its hooks."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.inner.forward(*args, **kwargs)
 
 
 def listened_to(module: nn.Module) -> bool:
