@@ -117,7 +117,7 @@ class Case:
             training=training,
         )
         received: dict[int, Tensor] = {}
-        wanted = {k: (lambda g, k=k: received.__setitem__(k, g)) for k in range(len(self.pairs))} if dense else {}
+        wanted = {k: (lambda g, _, k=k: received.__setitem__(k, g)) for k in range(len(self.pairs))} if dense else {}
         gradients = plan.backward(saved, [grad(output).to(scalar) for output in outputs], dense_gradient=wanted)
         found = {f"output {k}": output for k, output in enumerate(outputs)}
         found |= {f"input {k}": x for k, x in enumerate(gradients.inputs)}

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from regrow.compaction.dense_gradient import DenseGradient
+from regrow.compaction.dense_gradient import BackwardPasses, DenseGradient
 from regrow.compaction.positions import Positions
 from regrow.compaction.weights import CompactWeight, dense_weight, gather, indices_of, resize, scatter
 
@@ -79,7 +79,7 @@ def _dense(weight: CompactWeight, values: Tensor) -> Tensor:
 
 def test_the_dense_gradient_is_summed_over_micro_batches_and_starts_afresh() -> None:
     weight, dense = compacted(torch.tensor([[True, False, True], [False, True, True]]))
-    kept = weight.dense_gradient = DenseGradient(weight.values)
+    kept = weight.dense_gradient = DenseGradient(weight.values, weight.shape, "weight", BackwardPasses())
     reference = nn.Parameter(dense)
     for part in range(3):
         if part == 2:

@@ -206,7 +206,7 @@ class Plan:
         grad_outputs: Sequence[Tensor | None],
         *,
         wanted_inputs: Sequence[int] | None = None,
-        dense_gradient: Mapping[int, Callable[[Tensor], None]] | None = None,
+        dense_gradient: Mapping[int, Callable[[Tensor, Tensor], None]] | None = None,
     ) -> Gradients:
         """The gradients of a pass.
 
@@ -214,8 +214,8 @@ class Plan:
             saved: from ``forward``; it may be used once or more while its patterns and values stay as they were.
             grad_outputs: shaped as the outputs; None counts as zeros.
             wanted_inputs: positions of the inputs whose gradient is wanted; None: all.
-            dense_gradient: layer → function that receives that layer's dense weight gradient (its shape, float32), one
-                layer at a time and in the order of backward, so that only one need exist at once.
+            dense_gradient: layer → function that receives that layer's dense weight gradient (its shape, float32) and
+                that of its values, in the order of backward, one at a time, so that only one dense one need exist.
 
         Raises:
             ValueError: when a gradient has not its output's shape, or a pattern was set since the pass.
@@ -253,7 +253,7 @@ class Plan:
             call.dense_gradients = [dense.data_ptr() if k == layer else 0 for k in range(len(self.shapes))]
             self._native.backward(saved.run, program, step, step + 1, call)
             call.dense_gradients = [0] * len(self.shapes)
-            dense_gradient[layer](dense)
+            dense_gradient[layer](dense, gradients.values[layer])
             first = step + 1
             del dense
         self._native.backward(saved.run, program, first, self._native.steps(program), call)

@@ -100,9 +100,9 @@ class CompactLayer(nn.Module):
             return of_input.reshape(input.shape), of_values, of_bias[0] if of_bias else None
         dense = self.compact.dense(self.weight.detach())
         of_input, of_weight, of_offset = convolution_gradients(self.operation(None), x, dense, incoming)
-        if self.compact.dense_gradient is not None:
-            self.compact.dense_gradient.add(of_weight)
         of_values = gather(of_weight, self.compact.indices)
+        if self.compact.dense_gradient is not None:
+            self.compact.dense_gradient.add(of_weight, of_values)
         return of_input.reshape(input.shape), of_values, None if self.bias is None else of_offset
 
     def _region(self, input: Tensor) -> Region:

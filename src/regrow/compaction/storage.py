@@ -8,9 +8,10 @@ from torch.optim import Optimizer
 from regrow import optimizers
 from regrow.algorithm import Algorithm
 from regrow.compaction import checkpoint, graph, measured, native
+from regrow.compaction.dense_gradient import BackwardPasses
 from regrow.compaction.layers import obstacle, obstacles
 from regrow.compaction.region import wanted
-from regrow.compaction.stored import CompactedLayer
+from regrow.compaction.stored import CompactedLayer, average_over_ranks
 from regrow.compaction.weights import own_weight
 from regrow.scores import Need
 from regrow.shards import is_cut
@@ -37,6 +38,7 @@ class CompactStorage:
         self.model = model
         self.layers: dict[str, CompactedLayer] = {}
         self.reasons: dict[str, str] = {}
+        self.passes = BackwardPasses(average_over_ranks)
         self.left_to_torch = set[nn.Module]()
         self.table = measured.agreed_table() if wanted() == "auto" and native.available() else None
         self.obstacles = obstacles(model)
@@ -72,7 +74,7 @@ class CompactStorage:
             return layer
         self.reasons.pop(name, None)
         self.left_to_torch.discard(module)
-        self.layers[name] = CompactedLayer(layer, module)
+        self.layers[name] = CompactedLayer(layer, module, self.passes)
         graph.install(self.model, self.left_to_torch)
         self._cut_anew()
         return self.layers[name]

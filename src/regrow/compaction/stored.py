@@ -1,21 +1,17 @@
 """A sparsified weight in compact storage: what the sparsifier asks of it, on values and indices."""
 
-import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from regrow import optimizers
-from regrow.compaction.dense_gradient import DenseGradient
+from regrow.compaction.dense_gradient import BackwardPasses, DenseGradient
 from regrow.compaction.layers import CompactLayer, make_compact, make_dense
-from regrow.compaction.weights import gather
 from regrow.scores import Evidence, Need
 from regrow.storage import DEFAULT_MOMENTUM, MaskedLayer
 
 MOMENTUM = "own momentum"
-ROUNDING = 1e-5
-"""By so much the two sums of a gradient may differ without a reason."""
 
 
 class CompactedLayer:
@@ -24,12 +20,13 @@ class CompactedLayer:
     Args:
         masked: the layer as it was kept so far.
         module: the layer's module, one that has a compact form.
+        passes: shared by the compacted layers of a model.
     """
 
-    def __init__(self, masked: MaskedLayer, module: nn.Module) -> None:
+    def __init__(self, masked: MaskedLayer, module: nn.Module, passes: BackwardPasses) -> None:
         assert not masked.dense_momentum, "dense momentum has no compact form"
         self.layer, self.parameter, self.alive = masked.layer, masked.parameter, masked.alive
-        self.optimizer, self.needs = masked.optimizer, masked.needs
+        self.optimizer, self.needs, self.passes = masked.optimizer, masked.needs, passes
         self._own = masked.momentum
         state = [value for value, _ in optimizers.elementwise_state(self.optimizer, self.parameter)]
         masked.release()
@@ -62,7 +59,7 @@ class CompactedLayer:
         """Whether the coming backward passes sum up the dense gradient beside that of the values."""
         kept = self.weight.dense_gradient
         if wanted and kept is None:
-            self.weight.dense_gradient = DenseGradient(self.parameter)
+            self.weight.dense_gradient = DenseGradient(self.parameter, self.weight.shape, self.layer.name, self.passes)
         elif wanted and kept is not None:
             kept.next_step()
         elif kept is not None:
@@ -70,20 +67,16 @@ class CompactedLayer:
             self.weight.dense_gradient = None
 
     def dense_gradient(self) -> Tensor | None:
-        """The sum of the backward passes since gradients were last zeroed, over all ranks where there are several."""
+        """That of what ``.grad`` holds, which the alive weights have itself; over all ranks where there are several.
+
+        Raises:
+            ValueError: ``.grad`` is nothing that the backward passes tell the dense gradient of.
+        """
         own, kept = self.parameter.grad, self.weight.dense_gradient
         gradient = None if kept is None else kept.value()
         if own is None or gradient is None:
             return None
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            # Wrappers average the gradients of parameters; of dead weights they know nothing.
-            torch.distributed.all_reduce(gradient)
-            gradient /= torch.distributed.get_world_size()
-        # Clipping and unscaling reach the gradient of the values alone; redistribution compares layers with each other.
-        arrived = gather(gradient, self.weight.indices)
-        factor = float(own.double().norm() / arrived.double().norm())
-        if math.isfinite(factor) and not math.isclose(factor, 1.0, rel_tol=ROUNDING):
-            gradient *= factor
+        gradient.view(-1)[self.weight.indices.long()] = own.detach().to(gradient.dtype)
         return gradient
 
     def mask_gradient(self) -> None:
@@ -152,3 +145,10 @@ def _owner(model: nn.Module, name: str) -> tuple[nn.Module | None, str]:
     """The module that holds a parameter, and the parameter's name there."""
     path, _, last = name.rpartition(".")
     return dict(model.named_modules()).get(path), last
+
+
+def average_over_ranks(tensor: Tensor) -> None:
+    """Its mean over all ranks, in place; wrappers average the gradients of parameters, and know of no dead weights."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(tensor)
+        tensor /= torch.distributed.get_world_size()

@@ -203,9 +203,10 @@ class _Scatter(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         weight: CompactWeight = ctx.weight
         ctx.saved_tensors  # noqa: B018  # raises where they are not what they were
+        own = gather(gradients[0], ctx.indices)
         if weight.dense_gradient is not None:
-            weight.dense_gradient.add(gradients[0])
-        return gather(gradients[0], ctx.indices), None
+            weight.dense_gradient.add(gradients[0], own)
+        return own, None
 
 
 def dense_weight(values: Tensor, weight: CompactWeight) -> Tensor:
