@@ -246,7 +246,7 @@ class DenseGradient:
             f"'{self.name}' is due to grow by its gradient, and .grad is not what backward passes brought to it "
             f"({len(self.parts)} are known): it is no sum of them, weighted or clipped. Noise, signs, rounding, hooks "
             "on the parameter, or gradients from elsewhere say nothing about dead weights, which have no .grad in "
-            "compact storage: give .grad to the optimizer as the passes left it on this step, or attach with storage='dense'"
+            "compact storage: give .grad to the optimizer as the passes left it on this step, or use storage='dense'"
         )
 
     def equations(self, sources: Sequence[Source], average: Callable[[Tensor], object]) -> Equations:
