@@ -13,6 +13,7 @@ from regrow.checks import whole_number
 from regrow.compaction.storage import CompactStorage, check_compact
 from regrow.group import Group
 from regrow.layers import Layer, find_layers, select_layers, unwrap
+from regrow.memory import identity, overlapping, places_of_parameters, touch
 from regrow.scores import Evidence, random
 from regrow.shards import Ranks, evidence_for
 from regrow.sparsifier import Sparsifier, attached_sparsifiers
@@ -59,10 +60,10 @@ def attach(
 
     Raises:
         ValueError: a pattern matches nothing, the budget cannot be met, the optimizer is unfit or does not hold the
-            weights or has a sparsifier already, the model has no sparsifiable layer, is on the meta device, is attached
-            to already, or is sparse already and would lose what is left of it; compact storage cannot do what the
-            recipe or optimizer needs; the ranks of a model in DistributedDataParallel or fully_shard were given
-            different seeds or masks. The model is untouched then.
+            weights or has a sparsifier already, two parameters share memory in a way that no mask fits, the model has
+            no sparsifiable layer, is on the meta device, is attached to already, or is sparse already and would lose
+            what is left of it; compact storage cannot do what the recipe or optimizer needs; the ranks of a model in
+            DistributedDataParallel or fully_shard were given different seeds or masks. The model is untouched then.
 
     >>> import regrow
     >>> model = nn.Sequential(nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 10))
@@ -161,9 +162,10 @@ def _check_parameters(model: nn.Module, optimizer: Optimizer, layers: Mapping[st
                 "build it from the parameters of this very model, after moving it to its device, or leave the layer "
                 f"out with exclude=['{name}']"
             )
+    weights = {name: model.get_parameter(name) for name in layers}
+    _check_one_parameter_each(weights, model, optimizer)
     for other in attached_sparsifiers():
-        taken = other.parameter_ids() & {id(model.get_parameter(name)) for name in layers}
-        if taken:
+        if touch(weights.values(), other.parameters()):
             raise ValueError("a sparsifier is attached to these weights already: call its detach() first")
         if other.optimizer is optimizer:
             raise ValueError(
@@ -173,6 +175,27 @@ def _check_parameters(model: nn.Module, optimizer: Optimizer, layers: Mapping[st
     for name, layer in layers.items():
         if tuple(model.get_parameter(name).shape) != layer.shape:
             raise ValueError(f"'{name}' is compact already: make the model dense with regrow.to_dense(model) first")
+
+
+def _check_one_parameter_each(weights: Mapping[str, nn.Parameter], model: nn.Module, optimizer: Optimizer) -> None:
+    """Refuses what would be stepped as two parameters, each by a part of the gradient."""
+    names = {id(parameter): name for name, parameter in reversed(places_of_parameters(model).items())}
+    known = {id(parameter): name for name, parameter in weights.items()}
+    stepped = {
+        known.get(id(parameter), names.get(id(parameter), f"parameter {number} of the optimizer")): parameter
+        for number, parameter in enumerate(optimizers.parameters(optimizer))
+        if parameter.requires_grad
+    }
+    by_identity = {identity(parameter): name for name, parameter in weights.items()}
+    twice = {name: by_identity.get(identity(parameter), name) for name, parameter in stepped.items()}
+    pairs = [(first, name) for name, first in twice.items() if first != name]
+    pairs += [pair for pair in overlapping(stepped) if any(name in weights for name in pair)]
+    for one, other in pairs:
+        raise ValueError(
+            f"the optimizer steps '{one}' and '{other}', two parameters over the same memory, each with a part of the "
+            "gradient and a state of its own: tie the modules by one parameter (second.weight = first.weight) before "
+            "the optimizer is made, or give it only one of the two"
+        )
 
 
 def _check_nothing_lost(name: str, weight: torch.Tensor, mask: torch.Tensor) -> None:

@@ -2,7 +2,7 @@
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from regrow.algorithm import Algorithm
 from regrow.compaction.convert import dense_copy
 from regrow.layers import unwrap
+from regrow.memory import identity
 from regrow.scores import Need
 
 aten = torch.ops.aten
@@ -151,6 +152,13 @@ class _View:
         """Entries from the first to the last that it sees, both included."""
         return 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
 
+    def sees(self, entry: int) -> bool:
+        """Whether it sees this entry of the storage, or only others before and after (columns of one matrix)."""
+        rest = entry - self.offset
+        for stride, size in sorted(zip(self.strides, self.shape, strict=True), reverse=True):
+            rest -= min(rest // stride, size - 1) * stride if stride else 0
+        return rest == 0
+
 
 @dataclass(frozen=True, eq=False)
 class _Weight:
@@ -212,7 +220,9 @@ class _FlopCounter(TorchDispatchMode):
             return None
         view = _View.of(tensor)
         _, weights = self._constants[tensor.untyped_storage()._cdata]
-        return next(((weight, view) for weight in weights if weight.holds(view)), None)
+        holders = [weight for weight in weights if weight.holds(view)]
+        found = next((weight for weight in holders if weight.place.sees(view.offset)), *holders[:1] or [None])
+        return None if found is None else (found, view)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -261,10 +271,11 @@ class _FlopCounter(TorchDispatchMode):
 
 def _named_weights(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[_NamedWeight]:
     """Parameters with two or more dimensions and their masks, a tied one under the name of its mask, else the first."""
-    aliases: dict[nn.Parameter, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        aliases.setdefault(parameter, []).append(name)
-    shapes = {name: tuple(parameter.shape) for parameter, names in aliases.items() for name in names}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    aliases: dict[Hashable, list[str]] = {}
+    for name, parameter in parameters.items():
+        aliases.setdefault(identity(parameter), []).append(name)
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     for name, mask in masks.items():
         if name not in shapes:
             near = difflib.get_close_matches(name, shapes, n=1)
@@ -275,10 +286,10 @@ def _named_weights(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[_N
                 f"masks['{name}'] is {mask.dtype} of shape {tuple(mask.shape)}; expected torch.bool of the parameter's "
                 f"shape {shapes[name]}"
             )
-    for parameter, names in aliases.items():
-        if parameter.dim() >= 2:
-            name = next((name for name in names if name in masks), names[0])
-            yield name, parameter, masks.get(name)
+    for names in aliases.values():
+        name = next((name for name in names if name in masks), names[0])
+        if parameters[name].dim() >= 2:
+            yield name, parameters[name], masks.get(name)
 
 
 def _arguments(example_input: Any, *, on_meta: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:

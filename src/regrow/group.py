@@ -1,14 +1,17 @@
 """Layers that share one algorithm: when their next update is due, and what of them is saved."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from regrow import optimizers, state
 from regrow.algorithm import Algorithm
+from regrow.memory import identity, overlapping, places_of_parameters
 from regrow.patterns import unstructured
 from regrow.scores import Need
 from regrow.shards import is_cut, whole
@@ -73,21 +76,32 @@ class Group:
         return layer.alive.number if self.algorithm.pattern == unstructured else self._units(whole(layer.mask))
 
 
-Place = tuple[Mapping[str, Any], str, object]
-"""A module's own table of children or parameters, a name in it, and what stood there."""
+Place = tuple[Mapping[str, Any], str, object, int]
+"""A module's own table of children or parameters, a name in it, what stood there, and at which address it lay."""
 
 
 def places(layers: Mapping[str, StoredLayer], model: nn.Module) -> list[Place]:
-    """The weights of these layers and the modules that lead to them, each where it stands in the model."""
+    """The model's weights and the modules that lead to those of these layers, each where it stands in the model."""
     # fully_shard puts whole weights in the place of its pieces for a while.
     ways = [_way(model, name, layer.parameter) for name, layer in layers.items() if not is_cut(layer.parameter)]
-    return list({(id(table), name): (table, name, held) for way in ways for table, name, held in way}.values())
+    weights = [
+        (module._parameters, name, parameter)
+        for module in model.modules()
+        for name, parameter in module._parameters.items()
+        if parameter is not None and not is_lazy(parameter) and parameter.dim() >= 2 and not is_cut(parameter)
+    ]
+    found = {(id(table), name): (table, name, held) for way in [*ways, weights] for table, name, held in way}
+    return [(table, name, held, _address(held)) for table, name, held in found.values()]
 
 
-def _way(model: nn.Module, name: str, parameter: nn.Parameter) -> list[Place]:
+def _address(held: object) -> int:
+    return held.data_ptr() if isinstance(held, nn.Parameter) and not held.is_meta else 0
+
+
+def _way(model: nn.Module, name: str, parameter: nn.Parameter) -> list[tuple[Mapping[str, Any], str, object]]:
     """From the model to a weight; nothing where it does not stand at its name (a parametrization holds it)."""
     *path, last = name.split(".")
-    module, way = model, list[Place]()
+    module, way = model, list[tuple[Mapping[str, Any], str, object]]()
     for part in path:
         child = module._modules.get(part)
         if child is None:
@@ -98,8 +112,30 @@ def _way(model: nn.Module, name: str, parameter: nn.Parameter) -> list[Place]:
 
 
 def have_moved(known: Iterable[Place]) -> bool:
-    """Whether something else stands in one of the places."""
-    return any(table.get(name) is not held for table, name, held in known)
+    """Whether something else stands in one of the places, or what stands there lies in other memory."""
+    return any(table.get(name) is not held or _address(held) != address for table, name, held, address in known)
+
+
+def ties(layers: Mapping[str, StoredLayer], model: nn.Module) -> dict[str, int]:
+    """In how many places of the model the weight of each layer stands."""
+    number = Counter(identity(parameter) for parameter in places_of_parameters(model).values())
+    return {name: number[identity(layer.parameter)] for name, layer in layers.items()}
+
+
+def check_ties(layers: Mapping[str, StoredLayer], model: nn.Module, before: Mapping[str, int]) -> None:
+    """Refuses weights that have come to share memory with another since they were attached to with a RuntimeError."""
+    weights = places_of_parameters(model)
+    names = {identity(layer.parameter): name for name, layer in layers.items()}
+    pairs = [pair for pair in overlapping(weights) if any(identity(weights[each]) in names for each in pair)]
+    for name, number in ties(layers, model).items():
+        here = [place for place, weight in weights.items() if identity(weight) == identity(layers[name].parameter)]
+        if number > before[name]:
+            pairs.append((here[0], here[-1]))
+    for one, other in pairs:
+        raise RuntimeError(
+            f"'{one}' and '{other}' have come to share memory since the sparsifier was attached, and one mask cannot "
+            "fit both: call detach(), tie the modules by one parameter, and attach to the model as it is then"
+        )
 
 
 def check_membership(layers: Mapping[str, StoredLayer], model: nn.Module, optimizer: Optimizer) -> None:

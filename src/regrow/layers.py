@@ -9,9 +9,12 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from regrow.memory import identity, overlapping, places_of_parameters
+
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 FOREIGN = {"transformers.pytorch_utils.Conv1D"}
 """Linear layers of other packages, by full name so that none is imported; their ``weight`` may be (in, out)."""
 
@@ -69,16 +72,15 @@ def _weight_names(module: nn.Module) -> Iterator[str]:
 
 def _known_layers(model: nn.Module) -> Iterator[tuple[Layer, nn.Parameter]]:
     """Every convolution, linear, attention and recurrent weight, in the order of registration, a tied one once."""
-    embedding = (nn.Embedding, nn.EmbeddingBag)
-    seen = {id(module.weight) for module in model.modules() if isinstance(module, embedding)}
+    seen = {identity(module.weight) for module in model.modules() if isinstance(module, EMBEDDINGS)}
     is_first = True
     for prefix, module in model.named_modules():
         for weight_name in _weight_names(module):
             parameter = module._parameters[weight_name]
             assert parameter is not None
-            if id(parameter) in seen:
+            if identity(parameter) in seen:
                 continue
-            seen.add(id(parameter))
+            seen.add(identity(parameter))
             name = f"{prefix}.{weight_name}" if prefix else weight_name
             if isinstance(parameter, UninitializedParameter):
                 raise ValueError(f"'{name}' has no shape yet (a lazy module): run one forward pass, then attach")
@@ -93,15 +95,15 @@ def _known_layers(model: nn.Module) -> Iterator[tuple[Layer, nn.Parameter]]:
 
 def _other_matrices(model: nn.Module, known: Iterable[str]) -> Iterator[Layer]:
     """Parameters with two or more dimensions of modules that the library does not know by type."""
-    known = set(known)
-    skipped = {
-        id(parameter)
+    seen = {identity(model.get_parameter(name)) for name in known} | {
+        identity(parameter)
         for module in model.modules()
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm))
+        if isinstance(module, (*EMBEDDINGS, nn.LayerNorm))
         for parameter in module.parameters(recurse=False)
     }
     for name, parameter in model.named_parameters():
-        if parameter.dim() >= 2 and name not in known and id(parameter) not in skipped:
+        if parameter.dim() >= 2 and identity(parameter) not in seen:
+            seen.add(identity(parameter))
             yield Layer(name, tuple(parameter.shape))
 
 
@@ -132,12 +134,32 @@ def select_layers(layers: Mapping[str, Layer], pattern: str) -> dict[str, Layer]
 
 def _refuse_second_names(model: nn.Module, layers: Mapping[str, Layer], pattern: str) -> None:
     """Says of a pattern on the second name of a tied weight which is the first."""
-    first = {id(parameter): name for name, parameter in model.named_parameters()}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        other = first[id(parameter)]
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    first = {
+        identity(weights[name]): name for name in reversed([*layers, *(name for name in weights if name not in layers)])
+    }
+    for name, parameter in weights.items():
+        other = first[identity(parameter)]
         if other != name and isinstance(pattern, str) and matches(name, pattern):
             stays = "name that one" if other in layers else "an embedding, which stays dense"
             raise ValueError(f"'{name}', which pattern '{pattern}' matches, is the same weight as '{other}': {stays}")
+
+
+def _refuse_overlaps(model: nn.Module, layers: Iterable[str]) -> None:
+    """Refuses a layer whose memory another parameter has too, but not entry for entry: no mask fits both."""
+    weights = places_of_parameters(model)
+    chosen = {identity(model.get_parameter(name)) for name in layers}
+    order = list(weights)
+    for pair in overlapping(weights):
+        named = [name for name in sorted(pair, key=order.index) if identity(weights[name]) in chosen]
+        if named:
+            one, other = sorted(pair, key=order.index)
+            raise ValueError(
+                f"'{one}' and '{other}' are two parameters that share memory, but not entry for entry (one is a "
+                "transpose or a part of the other), so no mask fits both: keep one parameter and compute the other "
+                "from it in forward, as F.linear(x, weight.t()), give each its own memory with clone(), or "
+                f"leave them out with exclude={named}"
+            )
 
 
 def _patterns(given: str | Sequence[str], argument: str) -> list[str]:
@@ -155,7 +177,7 @@ def find_layers(
 
     By default the weights of Conv1d/2d/3d, ConvTranspose1d/2d/3d, Linear (and the transposed one of Hugging Face's
     GPT-2), MultiheadAttention, RNN/GRU/LSTM and their cells; never biases, normalisation weights, embeddings (nor an
-    output layer tied to one); tied weights once.
+    output layer tied to one); tied weights once, whether they are one parameter or two over the same memory.
 
     Args:
         model: any module.
@@ -165,7 +187,8 @@ def find_layers(
         exclude: globs of layers to leave dense.
 
     Raises:
-        ValueError: a pattern matches nothing, or no layer is left.
+        ValueError: a pattern matches nothing, no layer is left, or one shares memory with another parameter in some way
+            other than entry for entry.
     """
     model = unwrap(model)
     layers = {layer.name: layer for layer, _ in _known_layers(model)}
@@ -188,4 +211,5 @@ def find_layers(
             f"{type(model).__name__} has no sparsifiable layer left (convolutions, linear, attention and recurrent "
             f"weights are); name a parameter with two or more dimensions in include= ({named or 'it has none'})"
         )
+    _refuse_overlaps(model, layers)
     return layers

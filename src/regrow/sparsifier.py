@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from regrow import optimizers, state
 from regrow.algorithm import updated_masks
 from regrow.flops import Flops, count_flops
-from regrow.group import Group, check_membership, have_moved, places
+from regrow.group import Group, check_membership, check_ties, have_moved, places, ties
 from regrow.layers import unwrap
 from regrow.scores import Need
 from regrow.shards import Ranks, whole
@@ -56,7 +56,7 @@ class Sparsifier:
         self._flops: Flops | None = None
         self._takes_step = False
         self._place()
-        self._places = places(self._layers, model)
+        self._places, self._ties = places(self._layers, model), ties(self._layers, model)
         self._refresh()
         self._mask_weights()
         self._handles = list(self._register())
@@ -105,9 +105,9 @@ class Sparsifier:
         moment = f"after {self.weight_steps:,} weight steps and {self.num_updates:,} topology updates"
         return layer_table(layers, self.num_alive, names, due, self._flops, self._storage.notes(), moment)
 
-    def parameter_ids(self) -> set[int]:
-        """Identities of the weights it is attached to."""
-        return {id(layer.parameter) for layer in self._layers.values()}
+    def parameters(self) -> list[nn.Parameter]:
+        """The weights it is attached to."""
+        return [layer.parameter for layer in self._layers.values()]
 
     # What a user calls
 
@@ -289,6 +289,7 @@ class Sparsifier:
             return
         self._check_layers()
         check_membership(self._layers, self.model, self.optimizer)
+        check_ties(self._layers, self.model, self._ties)
         if moved:
             self._places = places(self._layers, self.model)
 

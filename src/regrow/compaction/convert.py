@@ -3,8 +3,8 @@
 import copy
 import math
 import warnings
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Hashable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from regrow.compaction import graph
 from regrow.compaction.layers import compact_layers, make_compact, make_dense, obstacle, obstacles
 from regrow.compaction.weights import CompactWeight
 from regrow.layers import unwrap
+from regrow.memory import identity, touch
 
 
 def compact(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> nn.Module:
@@ -44,8 +45,8 @@ def check_unattached(model: nn.Module) -> None:
     """Raises ValueError where a sparsifier holds a weight of the model."""
     from regrow.sparsifier import attached_sparsifiers  # which imports the storages
 
-    held = {identity for each in attached_sparsifiers() for identity in each.parameter_ids()}
-    if any(id(parameter) in held for parameter in model.parameters()):
+    held = [parameter for each in attached_sparsifiers() for parameter in each.parameters()]
+    if touch(held, model.parameters()):
         raise ValueError(
             "a sparsifier is attached to this model: call its detach() first (to train compact, attach with "
             "storage='compact')"
@@ -72,7 +73,13 @@ def to_dense(model: nn.Module) -> nn.Module:
 
 def dense_copy(model: nn.Module) -> nn.Module:
     """A dense copy of a model with compact layers; a dense model itself."""
-    return to_dense(copy.deepcopy(model)) if compact_layers(model) else model
+    if not compact_layers(model):
+        return model
+    memo, first = dict[int, Any](), dict[Hashable, nn.Parameter]()
+    for parameter in model.parameters():  # torch copies two over the same memory apart
+        known = first.setdefault(identity(parameter), parameter)
+        memo[id(parameter)] = copy.deepcopy(known, memo)
+    return to_dense(copy.deepcopy(model, memo))
 
 
 def sparse_tensors(

@@ -1,6 +1,6 @@
 """Convolution and linear layers whose weight is compact: the user's own modules, given another class in place."""
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import torch
@@ -12,8 +12,10 @@ from regrow.compaction.readers import weights_read
 from regrow.compaction.reference import convolution_gradients
 from regrow.compaction.region import Region
 from regrow.compaction.weights import CompactWeight, dense_weight, gather, own_weight, resize
+from regrow.memory import identity, overlapping
 
 MOST_PLANS = 16
+SHARED = "its weight is shared with another module"
 
 
 class CompactLayer(nn.Module):
@@ -198,13 +200,20 @@ def obstacle(module: nn.Module) -> str | None:
 def obstacles(model: nn.Module) -> dict[nn.Module, str]:
     """Modules whose weight someone else uses as well, and who: such a weight must stay dense."""
     found = {module: f"{reader} reads its weight" for module, reader in weights_read(model).items()}
-    owners: dict[int, list[nn.Module]] = {}
-    for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                owners.setdefault(id(parameter), []).append(module)
-    shared = [module for modules in owners.values() if len(modules) > 1 for module in modules]
-    return found | dict.fromkeys(shared, "its weight is shared with another module")
+    tensors = {
+        (module, name): tensor
+        for module in model.modules()
+        for name, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
+    }
+    first: dict[Hashable, tuple[nn.Module, str]] = {}
+    for place, tensor in tensors.items():
+        before = first.setdefault(identity(tensor), place)
+        if before != place:
+            found |= dict.fromkeys((before[0], place[0]), SHARED)
+    for pair in overlapping(tensors):
+        found |= dict.fromkeys((module for module, _ in pair), SHARED)
+    return found
 
 
 def make_compact(module: nn.Module, mask: Tensor, state: Iterable[Tensor] = ()) -> CompactWeight:
