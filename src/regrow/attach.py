@@ -11,6 +11,7 @@ from regrow import optimizers
 from regrow.algorithm import Algorithm, initial_masks
 from regrow.checks import whole_number
 from regrow.compaction.storage import CompactStorage, check_compact
+from regrow.coverage import dense_weights
 from regrow.group import Group
 from regrow.layers import Layer, find_layers, select_layers, unwrap
 from regrow.memory import identity, overlapping, places_of_parameters, touch
@@ -105,7 +106,8 @@ def attach(
         )
         for chosen, record in assigned
     ]
-    return Sparsifier(model, optimizer, groups, _storage(storage, model, optimizer), seed, strict, ranks)
+    dense = dense_weights(model, masks, include, exclude)
+    return Sparsifier(model, optimizer, groups, _storage(storage, model, optimizer), seed, strict, ranks, dense)
 
 
 def _storage(name: str, model: nn.Module, optimizer: Optimizer) -> Storage:

@@ -93,6 +93,11 @@ def _known_layers(model: nn.Module) -> Iterator[tuple[Layer, nn.Parameter]]:
             is_first = False
 
 
+def known_layers(model: nn.Module) -> dict[str, Layer]:
+    """The layers that are sparsified by default, by name."""
+    return {layer.name: layer for layer, _ in _known_layers(model)}
+
+
 def _other_matrices(model: nn.Module, known: Iterable[str]) -> Iterator[Layer]:
     """Parameters with two or more dimensions of modules that the library does not know by type."""
     seen = {identity(model.get_parameter(name)) for name in known} | {
@@ -114,6 +119,11 @@ def matches(name: str, pattern: str) -> bool:
     (True, False)
     """
     return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[0], pattern)
+
+
+def matches_any(name: str, patterns: str | Sequence[str]) -> bool:
+    """Whether one of several globs fits."""
+    return any(matches(name, pattern) for pattern in _patterns(patterns, "patterns"))
 
 
 def select_layers(layers: Mapping[str, Layer], pattern: str) -> dict[str, Layer]:
@@ -191,7 +201,7 @@ def find_layers(
             other than entry for entry.
     """
     model = unwrap(model)
-    layers = {layer.name: layer for layer, _ in _known_layers(model)}
+    layers = known_layers(model)
     if include is not None:
         chosen: dict[str, Layer] = {}
         others = {layer.name: layer for layer in _other_matrices(model, layers)}
@@ -203,7 +213,7 @@ def find_layers(
         order = {name: position for position, name in enumerate(layers | others)}
         layers = dict(sorted(chosen.items(), key=lambda item: order[item[0]]))
     for pattern in _patterns(exclude, "exclude"):
-        for name in select_layers({layer.name: layer for layer, _ in _known_layers(model)} | layers, pattern):
+        for name in select_layers(known_layers(model) | layers, pattern):
             layers.pop(name, None)
     if not layers:
         named = ", ".join(layer.name for layer in _other_matrices(model, ()))

@@ -15,7 +15,7 @@ class Memory:
     """Where the entries of a tensor are stored; two of these are equal where every entry has the same place.
 
     Attributes:
-        space: what the addresses are of: a device, or one storage where there are no addresses.
+        space: what the addresses are of: a device, or one storage where there are no addresses (meta, fake tensors).
         start: of the first entry, in bytes.
         dtype: of the entries.
         shape: of the tensor.
@@ -78,9 +78,8 @@ class Memory:
 
 
 def _address(tensor: Tensor) -> tuple[Hashable, int]:
-    start = 0 if tensor.is_meta else tensor.data_ptr()
-    if start:
-        return tensor.device, start
+    if type(tensor) is Tensor and not tensor.is_meta:
+        return tensor.device, tensor.data_ptr()
     return (tensor.device, tensor.untyped_storage()._cdata), tensor.storage_offset() * tensor.element_size()
 
 

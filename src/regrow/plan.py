@@ -10,9 +10,10 @@ from torch import nn
 
 from regrow.algorithm import Algorithm, grids, unit_counts
 from regrow.attach import assign
+from regrow.coverage import DenseWeight, dense_weights
 from regrow.distributions import total_alive
 from regrow.flops import Flops, LayerFlops, count_flops
-from regrow.layers import Layer, find_layers
+from regrow.layers import Layer, find_layers, unwrap
 from regrow.redistribution import apportion
 from regrow.table import layer_table
 
@@ -32,6 +33,7 @@ class Plan:
             their sum is exact all the same), or choose between whole and short blocks (then the mean is taken).
         algorithms: name → the record's name.
         first_updates: name → weight step of the first update, None if there is none.
+        dense: name → shape of every other weight with two or more dimensions, and why it stays dense.
     """
 
     layers: Mapping[str, Layer]
@@ -40,6 +42,7 @@ class Plan:
     estimated: bool
     algorithms: Mapping[str, str]
     first_updates: Mapping[str, int | None]
+    dense: Mapping[str, DenseWeight]
 
     @property
     def densities(self) -> dict[str, float]:
@@ -53,7 +56,9 @@ class Plan:
 
     def __str__(self) -> str:
         moment = "after the last update" + (" (shares of the layers are estimated)" if self.estimated else "")
-        return layer_table(self.layers, self.num_alive, self.algorithms, self.first_updates, self.flops, {}, moment)
+        return layer_table(
+            self.layers, self.num_alive, self.algorithms, self.first_updates, self.flops, {}, self.dense, moment
+        )
 
 
 def plan(
@@ -97,7 +102,8 @@ def plan(
         estimated |= any(_are_of_several_sizes(record, layer, units[name]) for name, layer in chosen.items())
     layers = {name: layer for name, layer in layers.items() if name in num_alive}
     flops = None if example_input is None else _flops(count_flops(model, example_input), layers, num_alive)
-    return Plan(layers, num_alive, flops, estimated, algorithms, first_updates)
+    dense = dense_weights(unwrap(model), layers, include, exclude)
+    return Plan(layers, num_alive, flops, estimated, algorithms, first_updates, dense)
 
 
 def _units(algorithm: Algorithm, layers: Mapping[str, Layer]) -> dict[str, int]:

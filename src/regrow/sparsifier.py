@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from regrow import optimizers, state
 from regrow.algorithm import updated_masks
+from regrow.coverage import DenseWeight
 from regrow.flops import Flops, count_flops
 from regrow.group import Group, check_membership, check_ties, have_moved, places, ties
 from regrow.layers import unwrap
@@ -46,9 +48,10 @@ class Sparsifier:
         seed: int,
         strict: bool,
         ranks: Ranks | None = None,
+        dense: Mapping[str, DenseWeight] = MappingProxyType({}),
     ) -> None:
         self.model, self.optimizer, self.seed, self.strict = model, optimizer, seed, strict
-        self._storage, self._ranks = storage, ranks
+        self._storage, self._ranks, self._dense = storage, ranks, dense
         self._without_gradient = set[str]()
         self.weight_steps = 0
         self.num_updates = 0
@@ -90,7 +93,7 @@ class Sparsifier:
 
     @property
     def sparsity(self) -> float:
-        """Share of zeros among all attached weights."""
+        """Share of zeros among the attached weights; the printed table says too what it is of all."""
         return 1 - sum(self.num_alive.values()) / sum(layer.layer.size for layer in self._layers.values())
 
     def flops(self, example_input: Any) -> Flops:
@@ -103,7 +106,8 @@ class Sparsifier:
         names = {name: group.algorithm.name for group in self._groups for name in group.layers}
         layers = {name: layer.layer for name, layer in self._layers.items()}
         moment = f"after {self.weight_steps:,} weight steps and {self.num_updates:,} topology updates"
-        return layer_table(layers, self.num_alive, names, due, self._flops, self._storage.notes(), moment)
+        notes = self._storage.notes()
+        return layer_table(layers, self.num_alive, names, due, self._flops, notes, self._dense, moment)
 
     def parameters(self) -> list[nn.Parameter]:
         """The weights it is attached to."""
