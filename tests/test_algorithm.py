@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import regrow
-from regrow.algorithm import Algorithm, grids, initial_masks, next_mask, select, unit_counts, updated_masks
+from regrow.algorithm import Algorithm, grids, initial_masks, next_mask, unit_counts, updated_masks
 from regrow.distributions import total_alive
 from regrow.layers import Layer
 from regrow.patterns import channels, output_blocks, unstructured
 from regrow.schedules import Constant
 from regrow.scores import Evidence, gradient_magnitude
+from regrow.threshold import select
 
 # Few distinct values, so that ties are the rule and not the exception.
 VALUES = st.lists(st.integers(-2, 2).map(float), min_size=1, max_size=60)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from regrow import algorithm
-from regrow.algorithm import _nth_largest, select
+from regrow import threshold
+from regrow.threshold import _nth_largest, select
 
-SIZE = 3 * algorithm.LONG + 17
+SIZE = 3 * threshold.LONG + 17
 
 
 def lists() -> dict[str, Tensor]:
@@ -18,7 +18,7 @@ def lists() -> dict[str, Tensor]:
     tied = torch.randint(5, (SIZE,)).float()
     misleading = torch.zeros(SIZE)
     misleading[1::2] = torch.rand(SIZE // 2)
-    misleading[:: SIZE // algorithm.SAMPLE] = 2.0  # the sample sees nothing else
+    misleading[:: SIZE // threshold.SAMPLE] = 2.0  # the sample sees nothing else
     sparse = torch.full((SIZE,), -math.inf)
     sparse[::7] = torch.rand(len(sparse[::7]))
     return {"normal": normal, "sorted": normal.sort().values, "tied": tied, "misleading": misleading, "sparse": sparse}

@@ -11,17 +11,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from regrow.compaction import selection
 from regrow.distributions import Distribution, PerLayer, check_sparsity, erk, total_alive
 from regrow.layers import Layer
+from regrow.norms import covers, spare
 from regrow.patterns import Pattern, unstructured
 from regrow.redistribution import apportion
 from regrow.schedules import Constant, Cubic, Never, Schedule, Trigger
-from regrow.scores import Evidence, Need, Score, magnitude
-from regrow.threshold import counts_of_largest, finite, sortable
-
-FEW = 0.25  # share of candidates below which they are gathered first
-LONG, SAMPLE = 2**16, 2**14
+from regrow.scores import Evidence, GivenMasks, Need, Score, magnitude
+from regrow.threshold import counts_of_largest, finite, select, sortable
 
 nothing = Constant(0.0)
 MOST_UPDATES = 100_000  # that a schedule of the user's own is tried at
@@ -105,73 +102,26 @@ class Algorithm:
         return reduce(or_, (score.needs for score in scores if score is not None), Need.NOTHING)
 
 
-def select(scores: Tensor, count: int, among: Tensor) -> Tensor:
-    """Mask of the ``count`` candidates with the largest scores; on ties the lower index is taken.
-
-    Args:
-        scores: any shape; NaN counts as the smallest.
-        count: how many, at most the number of candidates.
-        among: bool mask of the candidates, same shape.
-
-    >>> select(torch.tensor([3.0, 9.0, 3.0, 3.0]), 2, torch.tensor([True, False, True, True])).tolist()
-    [True, False, True, False]
-    """
-    if count == 0:
-        return torch.zeros_like(among)
-    found = selection.select(scores, count, among)
-    if found is not None:
-        return found
-    if int(among.count_nonzero()) < among.numel() * FEW:
-        # The alive of a sparse net: what follows passes over the candidates alone.
-        places = among.flatten().nonzero().squeeze(1)
-        candidates = scores.flatten()[places]
-        best = places[select(candidates, count, torch.ones_like(candidates, dtype=torch.bool))]
-        chosen = torch.zeros(among.numel(), dtype=torch.bool, device=among.device).index_fill_(0, best, True)
-        return chosen.view(among.shape)
-    values = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
-    values = values.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf).masked_fill_(~among, -math.inf)
-    threshold = _nth_largest(values.flatten(), count)
-    above, ties = (values > threshold) & among, (values == threshold) & among
-    missing = count - above.count_nonzero()
-    if ties.count_nonzero() > missing:
-        ties &= (ties.flatten().cumsum(0) <= missing).view(among.shape)
-    return above | ties
-
-
-def _nth_largest(values: Tensor, count: int) -> Tensor:
-    """The ``count``-th largest of a list, as a tensor without dimensions.
-
-    Of a long list a sample says between which bounds it lies; only what is between them is then searched, which takes a
-    third of the time. Where the sample was wrong, everything is.
-    """
-    size = values.numel()
-    if size > LONG:
-        sample = values[:: size // SAMPLE]
-        rank = count * sample.numel() / size
-        slack = 4 * math.sqrt(rank) + 8
-        low_rank, high_rank = math.ceil(rank + slack), math.floor(rank - slack)
-        low = sample.kthvalue(max(1, sample.numel() - low_rank + 1)).values
-        high = sample.kthvalue(min(sample.numel(), sample.numel() - high_rank + 1)).values
-        larger = values > high
-        between = values.masked_select((values >= low) & ~larger)
-        rest = count - int(larger.count_nonzero())
-        if 1 <= rest <= between.numel():
-            return between.kthvalue(between.numel() - rest + 1).values
-    return values.kthvalue(size - count + 1).values
-
-
 def next_mask(
-    alive: Tensor, *, keep: int, budget: int, drop: Tensor, grow: Tensor | None, pattern: Pattern = unstructured
+    alive: Tensor,
+    *,
+    keep: int,
+    budget: int,
+    drop: Tensor,
+    grow: Tensor | None,
+    pattern: Pattern = unstructured,
+    norm_dim: int | None = None,
 ) -> Tensor:
     """The topology rule: keep the best of the alive, then grow the best of all that is not kept.
 
     kept = top-``keep`` of drop among alive; mask = kept ∪ top-(``budget`` − ``keep``) of grow among the rest, the just
-    dropped included. All counts are units of the pattern; masks and scores have the shape of the weight.
+    dropped included. All counts are units of the pattern; masks and scores have the shape of the weight. Of each slice
+    along ``norm_dim``, where there is one, the best of the alive is kept.
 
     Evci et al. 2020, section 3; the counts are exact whatever the ties.
     """
     units = pattern.units(alive)
-    kept = select(pattern.reduce(drop), keep, units)
+    kept = select(spare(pattern.reduce(drop), units, norm_dim), keep, units)
     if grow is not None:
         kept |= select(pattern.reduce(grow), budget - keep, ~kept)
     return pattern.expand(kept, tuple(alive.shape))
@@ -191,9 +141,24 @@ def initial_masks(algorithm: Algorithm, evidence: Mapping[str, Evidence]) -> dic
     masks = {}
     for name, known in evidence.items():
         scores = algorithm.pattern.reduce(algorithm.initial(known))
-        units = select(scores, counts[name], torch.ones_like(scores, dtype=torch.bool))
+        everything = torch.ones_like(scores, dtype=torch.bool)
+        units, dim = select(scores, counts[name], everything), known.layer.norm_dim
+        if dim is not None and not covers(units, dim):
+            if isinstance(algorithm.initial.measure, GivenMasks):
+                raise ValueError(f"the mask of '{name}' leaves {_why_slices(known.layer)}")
+            units = select(spare(scores, everything, dim), counts[name], everything)
         masks[name] = algorithm.pattern.expand(units, known.layer.shape)
     return masks
+
+
+def _why_slices(layer: Layer) -> str:
+    assert layer.norm_dim is not None
+    kind = "row" if layer.norm_dim == 0 else f"slice along dimension {layer.norm_dim}"
+    return (
+        f"a {kind} without an alive weight, and its module divides each of the {layer.shape[layer.norm_dim]} by its "
+        "norm (weight_norm, DoRA), which would be 0 / 0: keep at least one alive in each, or leave the layer out with "
+        f"exclude=['{layer.name}']"
+    )
 
 
 def updated_masks(
@@ -214,10 +179,10 @@ def updated_masks(
     budgets = _budgets(algorithm, step, now, evidence, movable)
     share = algorithm.fraction(step) if algorithm.grow is not None else 0.0
     keep = {}
-    for name in movable:
+    for name, known in movable.items():
         stays_full = algorithm.redistribute is None and now[name] == budgets[name] == sizes[name]
         replaced = 0 if stays_full else math.floor(share * now[name])
-        keep[name] = max(1, min(now[name], budgets[name]) - replaced)
+        keep[name] = max(_least(algorithm, known.layer), min(now[name], budgets[name]) - replaced)
     if algorithm.redistribute is not None:
         budgets |= _redistributed(algorithm.redistribute, keep, budgets, sizes, movable)
     masks = {}
@@ -226,7 +191,13 @@ def updated_masks(
             continue
         grow = algorithm.grow(known) if algorithm.grow is not None else None
         masks[name] = next_mask(
-            known.alive, keep=keep[name], budget=budgets[name], drop=algorithm.drop(known), grow=grow, pattern=pattern
+            known.alive,
+            keep=keep[name],
+            budget=budgets[name],
+            drop=algorithm.drop(known),
+            grow=grow,
+            pattern=pattern,
+            norm_dim=known.layer.norm_dim,
         )
     return masks
 
@@ -261,7 +232,15 @@ def _check_end(algorithm: Algorithm, evidence: Mapping[str, Evidence]) -> None:
     if final is not None and algorithm.scope == "layer":
         unit_counts(algorithm, _layers(evidence), final)
     elif final is not None:
-        total_alive(grids(algorithm, _layers(evidence)), final)
+        units = grids(algorithm, _layers(evidence))
+        total, least = total_alive(units, final), sum(_least(algorithm, known.layer) for known in evidence.values())
+        if total < least:
+            size = sum(unit.size for unit in units.values())
+            raise ValueError(
+                f"sparsity {final:g} leaves {total} alive {algorithm.pattern.unit}, and {least} are needed: one in each "
+                "layer, and one in each row that a module divides by its norm (weight_norm, DoRA): ask for at most "
+                f"{1 - least / size:.6g}, or leave layers out with exclude="
+            )
 
 
 def _layers(evidence: Mapping[str, Evidence]) -> dict[str, Layer]:
@@ -282,7 +261,19 @@ def unit_counts(algorithm: Algorithm, layers: Mapping[str, Layer], sparsity: flo
             "of layer name → alive weights with every layer that it was given"
         )
     sizes = {name: grid.size for name, grid in grids(algorithm, layers).items()}
-    return {name: max(1, round(alive[name] * sizes[name] / layer.size)) for name, layer in layers.items()}
+    counts = {name: max(1, round(alive[name] * sizes[name] / layer.size)) for name, layer in layers.items()}
+    for name, layer in layers.items():
+        if counts[name] < _least(algorithm, layer):
+            raise ValueError(
+                f"sparsity {sparsity:g} gives '{name}' {counts[name]} alive {algorithm.pattern.unit}, which leaves "
+                f"{_why_slices(layer)}, or ask for a sparsity that gives it {_least(algorithm, layer)}"
+            )
+    return counts
+
+
+def _least(algorithm: Algorithm, layer: Layer) -> int:
+    """The fewest units that a layer can live with."""
+    return 1 if layer.norm_dim is None else algorithm.pattern.grid(layer.shape)[layer.norm_dim]
 
 
 def grids(algorithm: Algorithm, layers: Mapping[str, Layer]) -> dict[str, Layer]:
@@ -320,7 +311,8 @@ def _global_counts(algorithm: Algorithm, target: int, evidence: Mapping[str, Evi
     alive = {name: int(algorithm.pattern.units(known.alive).count_nonzero()) for name, known in evidence.items()}
     missing = target - sum(alive.values())
     if missing <= 0:
-        return counts_of_largest(max(target, len(alive)), partial(_keys_of_alive, algorithm), evidence)
+        least = sum(_least(algorithm, known.layer) for known in evidence.values())
+        return counts_of_largest(max(target, least), partial(_keys_of_alive, algorithm), evidence)
     if algorithm.grow is None:
         return alive
     dead = sum(grid.size for grid in grids(algorithm, _layers(evidence)).values()) - sum(alive.values())
@@ -329,8 +321,9 @@ def _global_counts(algorithm: Algorithm, target: int, evidence: Mapping[str, Evi
 
 
 def _keys_of_alive(algorithm: Algorithm, known: Evidence) -> Tensor:
-    """Of the drop scores of the alive units; the best of them gets infinity's, so that no layer is emptied."""
-    scores = finite(algorithm.pattern.reduce(algorithm.drop(known))[algorithm.pattern.units(known.alive)])
+    """Of the drop scores of the alive units; the best of a layer, or slice, gets infinity's: none is emptied."""
+    alive, drop = algorithm.pattern.units(known.alive), algorithm.pattern.reduce(algorithm.drop(known))
+    scores = finite(spare(drop, alive, known.layer.norm_dim)[alive])
     scores[scores.argmax()] = math.inf
     return sortable(scores)
 

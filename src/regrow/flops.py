@@ -221,7 +221,7 @@ class _FlopCounter(TorchDispatchMode):
         view = _View.of(tensor)
         _, weights = self._constants[tensor.untyped_storage()._cdata]
         holders = [weight for weight in weights if weight.holds(view)]
-        found = next((weight for weight in holders if weight.place.sees(view.offset)), *holders[:1] or [None])
+        found = next((weight for weight in holders if weight.place.sees(view.offset)), holders[0] if holders else None)
         return None if found is None else (found, view)
 
     def __torch_dispatch__(

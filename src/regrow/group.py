@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
@@ -76,21 +77,24 @@ class Group:
         return layer.alive.number if self.algorithm.pattern == unstructured else self._units(whole(layer.mask))
 
 
+Standing = tuple[Mapping[str, Any], str, object]
+"""A module's own table of children or parameters, a name in it, and what stands there."""
+
 Place = tuple[Mapping[str, Any], str, object, int]
-"""A module's own table of children or parameters, a name in it, what stood there, and at which address it lay."""
+"""The same of what stood there, and at which address it lay."""
 
 
 def places(layers: Mapping[str, StoredLayer], model: nn.Module) -> list[Place]:
     """The model's weights and the modules that lead to those of these layers, each where it stands in the model."""
     # fully_shard puts whole weights in the place of its pieces for a while.
     ways = [_way(model, name, layer.parameter) for name, layer in layers.items() if not is_cut(layer.parameter)]
-    weights = [
+    weights: list[Standing] = [
         (module._parameters, name, parameter)
         for module in model.modules()
         for name, parameter in module._parameters.items()
         if parameter is not None and not is_lazy(parameter) and parameter.dim() >= 2 and not is_cut(parameter)
     ]
-    found = {(id(table), name): (table, name, held) for way in [*ways, weights] for table, name, held in way}
+    found = {(id(table), name): (table, name, held) for table, name, held in chain(*ways, weights)}
     return [(table, name, held, _address(held)) for table, name, held in found.values()]
 
 
@@ -98,10 +102,10 @@ def _address(held: object) -> int:
     return held.data_ptr() if isinstance(held, nn.Parameter) and not held.is_meta else 0
 
 
-def _way(model: nn.Module, name: str, parameter: nn.Parameter) -> list[tuple[Mapping[str, Any], str, object]]:
+def _way(model: nn.Module, name: str, parameter: nn.Parameter) -> list[Standing]:
     """From the model to a weight; nothing where it does not stand at its name (a parametrization holds it)."""
     *path, last = name.split(".")
-    module, way = model, list[tuple[Mapping[str, Any], str, object]]()
+    module, way = model, list[Standing]()
     for part in path:
         child = module._modules.get(part)
         if child is None:

@@ -3,13 +3,14 @@
 import difflib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from regrow.memory import identity, overlapping, places_of_parameters
+from regrow.norms import norm_dim
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
@@ -24,7 +25,8 @@ class Layer:
     """One sparsifiable weight: its parameter name in the model, its shape, and whether a convolution owns it.
 
     A transposed convolution has its input channels in the first dimension, every other its output channels. The stem is
-    the first layer of the whole model, where that is a convolution.
+    the first layer of the whole model, where that is a convolution. ``norm_dim`` is the dimension whose slices the
+    module divides each by its norm (weight_norm, DoRA), so that none may be all dead; None where it does not.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Layer:
     is_convolution: bool = False
     is_transposed: bool = False
     is_stem: bool = False
+    norm_dim: int | None = None
 
     @property
     def size(self) -> int:
@@ -222,4 +225,8 @@ def find_layers(
             f"weights are); name a parameter with two or more dimensions in include= ({named or 'it has none'})"
         )
     _refuse_overlaps(model, layers)
-    return layers
+    return {name: replace(layer, norm_dim=_norm_dim(model, name)) for name, layer in layers.items()}
+
+
+def _norm_dim(model: nn.Module, name: str) -> int | None:
+    return norm_dim(model, name, transposed=_is_foreign(model.get_submodule(name.rpartition(".")[0])))

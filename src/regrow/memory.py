@@ -80,7 +80,7 @@ class Memory:
 def _address(tensor: Tensor) -> tuple[Hashable, int]:
     if type(tensor) is Tensor and not tensor.is_meta:
         return tensor.device, tensor.data_ptr()
-    return (tensor.device, tensor.untyped_storage()._cdata), tensor.storage_offset() * tensor.element_size()
+    return (tensor.device, tensor.untyped_storage()._cdata), int(tensor.storage_offset()) * tensor.element_size()
 
 
 def identity(tensor: Tensor) -> Hashable:
@@ -100,7 +100,7 @@ def places_of_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def overlapping(tensors: Mapping[Any, Tensor]) -> Iterator[tuple[Any, Any]]:
     """Keys of two different tensors that share memory, in pairs; those with equal :func:`identity` are one tensor."""
-    known = {Memory.of(tensor): key for key, tensor in reversed(tensors.items())}
+    known = {Memory.of(tensor): key for key, tensor in reversed(list(tensors.items()))}
     found = [(memory, key) for memory, key in known.items() if memory is not None]
     begun: list[tuple[Memory, Any]] = []
     for memory, key in sorted(found, key=lambda item: (str(item[0].space), item[0].start)):

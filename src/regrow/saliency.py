@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from regrow.algorithm import select
 from regrow.distributions import Sharing, as_distribution, total_alive, uniform
 from regrow.layers import Layer, find_layers, unwrap
 from regrow.scores import uniform_numbers
+from regrow.threshold import select
 
 Loss = Callable[[Any, Any], Tensor]
 Batches = Iterable[tuple[Any, Any]]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from regrow.layers import Layer
+from regrow.norms import covers
 
 VERSION = 1
 
@@ -125,4 +126,9 @@ def _mask(name: str, entry: Any, layer: Layer, momentum: Tensor | None) -> Tenso
     assert isinstance(packed, Tensor)
     mask = unpack(packed, layer.shape)
     _expect(bool(mask.any()), f"the mask of '{name}' has no alive weight", "the file is damaged")
+    _expect(
+        layer.norm_dim is None or covers(mask, layer.norm_dim),
+        f"a slice of '{name}' along dimension {layer.norm_dim} has no alive weight, and is divided by its norm",
+        "it was saved before weights like this one kept one in each: attach without it (exclude=)",
+    )
     return mask

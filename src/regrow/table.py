@@ -49,13 +49,13 @@ def layer_table(
     shown = [not absent.get(title, False) for title in header]
     table = [[cell for cell, kept in zip(row, shown, strict=True) if kept] for row in [header, *rows]]
     lines = _aligned(table)
-    attached = [*lines[:-1], lines[1], lines[-1]]
+    above = [*lines[:-1], lines[1], lines[-1]]
     if not dense:
-        return "\n".join([*attached, f"sparsity {1 - alive / size:.4f} {moment}"])
+        return "\n".join([*above, f"sparsity {1 - alive / size:.4f} {moment}"])
     everything = size + sum(weight.layer.size for weight in dense.values())
     return "\n".join(
         [
-            *attached,
+            *above,
             "",
             *_aligned([*_dense_rows(dense, flops)]),
             f"sparsity {1 - alive / size:.4f} of the {size:,} attached weights, "

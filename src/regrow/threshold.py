@@ -1,4 +1,4 @@
-"""One threshold over many layers, with the scores of one layer at a time in memory."""
+"""The largest scores: of one layer exactly, and under one threshold over many with one at a time in memory."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -6,9 +6,67 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from regrow.compaction import selection
 from regrow.scores import Evidence
 
+FEW = 0.25  # share of candidates below which they are gathered first
+LONG, SAMPLE = 2**16, 2**14
 DIGITS = 2**16
+
+
+def select(scores: Tensor, count: int, among: Tensor) -> Tensor:
+    """Mask of the ``count`` candidates with the largest scores; on ties the lower index is taken.
+
+    Args:
+        scores: any shape; NaN counts as the smallest.
+        count: how many, at most the number of candidates.
+        among: bool mask of the candidates, same shape.
+
+    >>> select(torch.tensor([3.0, 9.0, 3.0, 3.0]), 2, torch.tensor([True, False, True, True])).tolist()
+    [True, False, True, False]
+    """
+    if count == 0:
+        return torch.zeros_like(among)
+    found = selection.select(scores, count, among)
+    if found is not None:
+        return found
+    if int(among.count_nonzero()) < among.numel() * FEW:
+        # The alive of a sparse net: what follows passes over the candidates alone.
+        places = among.flatten().nonzero().squeeze(1)
+        candidates = scores.flatten()[places]
+        best = places[select(candidates, count, torch.ones_like(candidates, dtype=torch.bool))]
+        chosen = torch.zeros(among.numel(), dtype=torch.bool, device=among.device).index_fill_(0, best, True)
+        return chosen.view(among.shape)
+    values = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+    values = values.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf).masked_fill_(~among, -math.inf)
+    threshold = _nth_largest(values.flatten(), count)
+    above, ties = (values > threshold) & among, (values == threshold) & among
+    missing = count - above.count_nonzero()
+    if ties.count_nonzero() > missing:
+        ties &= (ties.flatten().cumsum(0) <= missing).view(among.shape)
+    return above | ties
+
+
+def _nth_largest(values: Tensor, count: int) -> Tensor:
+    """The ``count``-th largest of a list, as a tensor without dimensions.
+
+    Of a long list a sample says between which bounds it lies; only what is between them is then searched, which takes a
+    third of the time. Where the sample was wrong, everything is.
+    """
+    size = values.numel()
+    if size > LONG:
+        sample = values[:: size // SAMPLE]
+        rank = count * sample.numel() / size
+        slack = 4 * math.sqrt(rank) + 8
+        low_rank, high_rank = math.ceil(rank + slack), math.floor(rank - slack)
+        low = sample.kthvalue(max(1, sample.numel() - low_rank + 1)).values
+        high = sample.kthvalue(min(sample.numel(), sample.numel() - high_rank + 1)).values
+        larger = values > high
+        between = values.masked_select((values >= low) & ~larger)
+        rest = count - int(larger.count_nonzero())
+        if 1 <= rest <= between.numel():
+            return between.kthvalue(between.numel() - rest + 1).values
+    return values.kthvalue(size - count + 1).values
 
 
 def finite(scores: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from regrow import optimizers
-from regrow.algorithm import select
 from regrow.attach import attach
 from regrow.checks import real_number, whole_number
 from regrow.layers import Layer, find_layers, unwrap
@@ -29,6 +28,7 @@ from regrow.shards import Ranks
 from regrow.snapshot import Snapshot, Stateful
 from regrow.stages import StageFolder, once
 from regrow.state import pack, unpack
+from regrow.threshold import select
 
 Scope = Literal["layer", "global"]
 WHOLE_TRAINING = "the steps of a whole training"

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from regrow import algorithm
+from regrow import threshold
 from regrow.compaction import native, selection
 from regrow.compaction.positions import Positions
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not native.available(), reason=str(native.unavai
 def by_torch(monkeypatch: pytest.MonkeyPatch, scores: Tensor, count: int, among: Tensor) -> Tensor:
     with monkeypatch.context() as patch:
         patch.setattr(selection, "select", lambda *given: None)
-        return algorithm.select(scores, count, among)
+        return threshold.select(scores, count, among)
 
 
 KINDS = {

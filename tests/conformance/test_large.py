@@ -15,13 +15,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import regrow
-from regrow.algorithm import next_mask, select
+from regrow.algorithm import next_mask
 from regrow.compaction import selection
 from regrow.distributions import PerLayer
 from regrow.layers import Layer
 from regrow.patterns import output_blocks
 from regrow.redistribution import apportion
 from regrow.storage import AliveCount
+from regrow.threshold import select
 
 LONG = 2**31
 
