@@ -78,6 +78,13 @@ def test_the_worked_update() -> None:
     assert masks["w"].nonzero().flatten().tolist() == [0, 1, 2, 4, 5, 8, 9]
 
 
+def test_a_drop_fraction_of_one_keeps_the_best_weight_of_each_layer_and_no_other() -> None:
+    weight, alive = torch.tensor([0.1, 3.0, 0.2, 0.0, 0.0, 0.0]), torch.arange(6) < 3
+    known = {"w": evidence(weight, alive, torch.tensor([9.0, 0.0, 1.0, 0.0, 5.0, 4.0]), "w")}
+    record = regrow.rigl(sparsity=0.5, total_steps=100, drop_fraction=1.0)
+    assert updated_masks(record, 0, known)["w"].tolist() == [True, True, False, False, True, False]
+
+
 def test_a_gradient_of_zeros_grows_exactly_k_and_touches_no_kept_weight() -> None:
     torch.manual_seed(0)
     weight, alive = torch.randn(50), torch.zeros(50, dtype=torch.bool)
@@ -258,6 +265,16 @@ def test_a_sparsity_that_falls_where_nothing_grows_is_refused(scope) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     growing = replace(falling, grow=regrow.scores.random)
     assert regrow.attach(model, torch.optim.SGD(model.parameters(), 0.1), growing).sparsity == 0
+
+
+def test_a_sparsity_that_falls_where_nobody_could_know_it_before_is_refused_at_the_update() -> None:
+    course, known = [0.0, 0.5], {"w": evidence(torch.rand(100), torch.ones(100) > 0, torch.ones(100), "w")}
+    method = replace(regrow.gradual_pruning(sparsity=0.5, total_steps=2000), sparsity=course.__getitem__)
+    masks = initial_masks(method, known) | updated_masks(method, 1, known)
+    assert int(masks["w"].sum()) == 50
+    course.append(0.2)
+    with pytest.raises(ValueError, match=r"has fallen to 0\.2 at step 2, and nothing grows"):
+        updated_masks(method, 2, {"w": evidence(torch.rand(100), masks["w"], torch.ones(100), "w")})
 
 
 def test_blocks_and_channels_live_and_die_as_one() -> None:

@@ -22,6 +22,10 @@ from regrow.threshold import counts_of_largest, finite, select, sortable
 
 nothing = Constant(0.0)
 MOST_UPDATES = 100_000  # that a schedule of the user's own is tried at
+FALLS = (
+    ", and nothing grows in it: give it a growth score, as in dataclasses.replace(…, grow=regrow.scores.random), or a "
+    "schedule that never falls"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,17 +207,18 @@ def updated_masks(
 
 
 def _check_growth(algorithm: Algorithm) -> None:
-    """Refuses a sparsity that falls where nothing grows."""
+    """Refuses a sparsity that falls where nothing grows, as far as the schedule says it beforehand."""
     if algorithm.grow is not None or algorithm.final_sparsity is not None:
         return
     before = 0.0 if algorithm.initial is None else algorithm.sparsity_at(0)
     for step in islice(_updates(algorithm.when), MOST_UPDATES):
-        after = algorithm.sparsity_at(step)
+        try:
+            after = algorithm.sparsity_at(step)
+        except Exception:  # a schedule of the user's own may not know the future, and is asked again when it comes
+            return
         if after < before:
             raise ValueError(
-                f"the sparsity of '{algorithm.name}' falls from {before:g} to {after:g} at step {step}, and nothing "
-                "grows in it: give it a growth score, such as dataclasses.replace(…, grow=regrow.scores.random), or a "
-                "schedule that never falls"
+                f"the sparsity of '{algorithm.name}' falls from {before:g} to {after:g} at step {step}{FALLS}"
             )
         before = after
 
@@ -237,8 +242,8 @@ def _check_end(algorithm: Algorithm, evidence: Mapping[str, Evidence]) -> None:
         if total < least:
             size = sum(unit.size for unit in units.values())
             raise ValueError(
-                f"sparsity {final:g} leaves {total} alive {algorithm.pattern.unit}, and {least} are needed: one in each "
-                "layer, and one in each row that a module divides by its norm (weight_norm, DoRA): ask for at most "
+                f"sparsity {final:g} leaves {total} alive {algorithm.pattern.unit}, and {least} are needed: one in "
+                "each layer, and one in each row that a module divides by its norm (weight_norm, DoRA): take at most "
                 f"{1 - least / size:.6g}, or leave layers out with exclude="
             )
 
@@ -294,6 +299,8 @@ def _budgets(
     target = sum(counts.values()) if algorithm.scope == "layer" else total_alive(grids(algorithm, layers), sparsity)
     if algorithm.keeps_its_number or target == sum(now.values()):
         return dict(now)
+    if algorithm.grow is None and algorithm.final_sparsity is None and target > sum(now.values()) + len(now):
+        raise ValueError(f"the sparsity of '{algorithm.name}' has fallen to {sparsity:g} at step {step}{FALLS}")
     if algorithm.scope == "layer":
         shrinks_only = algorithm.grow is None
         wanted = {name: min(now[name], counts[name]) if shrinks_only else counts[name] for name in movable}
