@@ -119,11 +119,42 @@ def test_autocast_means_bfloat16() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = model(x)
     expected = dense(x)
-    assert found.dtype == torch.float32
+    assert found.dtype == torch.bfloat16
     assert 1e-6 < float(((found - expected).norm() / expected.norm()).detach()) < 0.1
     found.sum().backward()
     assert all(gradient.dtype == torch.float32 for gradient in gradients(model).values())
     assert "bfloat16" in graph.regions(model)[0].runner
+
+
+class _Ends(nn.Module):
+    """Values of every origin: images, a linear layer's, a norm's, sums of the given and the computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.stem = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.middle, self.head = nn.Linear(3, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = self.norm(self.conv(nn.functional.relu(self.stem(x))))
+        z = nn.functional.relu(y + x)
+        return y, z, self.head(self.middle(z.mean((2, 3)))), nn.functional.avg_pool2d(y, 2)
+
+
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cast", [None, torch.bfloat16, torch.float16])
+def test_what_leaves_has_the_type_that_dense_storage_gives_it(given: torch.dtype, cast: torch.dtype | None) -> None:
+    if cast is None and given != torch.float32:
+        pytest.skip("without autocast torch refuses it, and so does the engine")
+    x, found = torch.randn(4, 3, 6, 6).to(given), []
+    for model in pair(_Ends()):
+        with torch.autocast("cpu", dtype=cast, enabled=cast is not None):
+            outputs = model(x)
+        sum(output.float().square().sum() for output in outputs).backward()
+        found.append(outputs)
+    for theirs, ours in zip(*found, strict=True):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, rtol=0.1, atol=0.1)
+    assert [forward.failure for forward in graph.installed(model)] == [None]
 
 
 def test_a_pass_that_is_not_differentiated_keeps_nothing() -> None:

@@ -156,6 +156,7 @@ class Plan:
         training: bool = True,
         seed: int = 0,
         save: bool = True,
+        dtypes: Sequence[torch.dtype] | None = None,
     ) -> tuple[list[Tensor], Saved | None]:
         """Run the program on a batch.
 
@@ -167,9 +168,10 @@ class Plan:
             training: batch statistics and dropout, or running statistics and none.
             seed: of dropout; the same seed drops the same elements.
             save: keep what backward needs.
+            dtypes: of the outputs; by default all have the first input's.
 
         Returns:
-            The outputs (of the first input's dtype; two dimensions after a linear layer or a flattening), and the pass.
+            The outputs (two dimensions after a linear layer or a flattening), and the pass.
 
         Raises:
             ValueError: when a tensor has not the shape the program expects.
@@ -185,8 +187,8 @@ class Plan:
             share = min(batch, LANES[self.dtype] * threads) if self._borders.has_images else batch
         call = self._call(held + outputs, values, biases, norm_tensors)
         run = self._native.forward(0, batch, share, threads, training, save, seed & (2**63 - 1), call)
-        dtype = inputs[0].dtype
-        converted = outputs if dtype == self.scalar else [output.to(dtype) for output in outputs]
+        dtypes = [inputs[0].dtype] * len(outputs) if dtypes is None else dtypes
+        converted = [output.to(dtype) for output, dtype in zip(outputs, dtypes, strict=True)]
         if not save:
             return converted, None
         return converted, Saved(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from regrow.compaction import engine
 from regrow.compaction.program import Dropout, Program
+from regrow.compaction.reference import output_dtypes
 from regrow.compaction.weights import CompactWeight
 
 
@@ -23,7 +24,7 @@ class Execution:
         offsets: those whose biases the program adds.
         norms: batch normalisations in the order of the program's.
         mode: whether normalisations use batch statistics and dropout drops.
-        dtype: of activations: float32, bfloat16 or float64.
+        dtype: of activations: float32, bfloat16 (autocast: weights are float32) or float64.
 
     Raises:
         ValueError: the engine cannot run the program.
@@ -43,6 +44,8 @@ class Execution:
         self.versions = [_version(layer) for layer in layers]
         weights = [engine.SparseWeight(shape_of(layer), _indices(layer)) for layer in layers]
         self.plan = engine.Plan(program, weights, norms, dtype=dtype)
+        self.cast = dtype if dtype == torch.bfloat16 else None
+        self._dtypes: dict[tuple[torch.dtype, ...], tuple[torch.dtype, ...]] = {}
 
     def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         if not torch.is_grad_enabled():
@@ -71,7 +74,13 @@ class Execution:
         count = len(self.layers)
         values, biases = parameters[:count], parameters[count : count + len(self.offsets)]
         seed = int(torch.empty((), dtype=torch.int64).random_()) if self.drops else 0
-        return self.plan.forward(inputs, values, biases, self.norms, training=self.mode, seed=seed, save=save)
+        given = tuple(x.dtype for x in inputs)
+        if given not in self._dtypes:
+            self._dtypes[given] = output_dtypes(self.plan.program, given, self.cast)
+        dtypes = self._dtypes[given]
+        return self.plan.forward(
+            inputs, values, biases, self.norms, training=self.mode, seed=seed, save=save, dtypes=dtypes
+        )
 
     def backward(self, saved: engine.Saved, gradients: Sequence[Tensor | None], wanted: Sequence[int]) -> list[Any]:
         """Gradients of inputs and parameters; dense ones go to the weights that collect them."""

@@ -10,7 +10,7 @@ from regrow.compaction import ops
 from regrow.compaction.program import Convolution, Input, Program
 from regrow.compaction.readers import weights_read
 from regrow.compaction.reference import convolution_gradients
-from regrow.compaction.region import Region
+from regrow.compaction.region import Region, activations
 from regrow.compaction.weights import CompactWeight, dense_weight, gather, own_weight, resize
 from regrow.memory import identity, overlapping
 
@@ -78,7 +78,7 @@ class CompactLayer(nn.Module):
         if input.is_meta:
             return ops.output_like(self, input)
         if torch.compiler.is_compiling():
-            output: Tensor = ops.layer(input, self.weight, self.bias, self.number)
+            output: Tensor = ops.layer(input, self.weight, self.bias, self.number, ops.cast_to())
             return output
         return self.run(input)
 
@@ -101,11 +101,13 @@ class CompactLayer(nn.Module):
             of_input, of_values, *of_bias = execution.differentiate([x], [incoming])
             return of_input.reshape(input.shape), of_values, of_bias[0] if of_bias else None
         dense = self.compact.dense(self.weight.detach())
-        of_input, of_weight, of_offset = convolution_gradients(self.operation(None), x, dense, incoming)
+        cast = [tensor.to(activations(dense)) for tensor in (x, dense, incoming)]
+        of_input, of_weight, of_offset = convolution_gradients(self.operation(None), *cast)
+        of_weight, of_offset = of_weight.to(dense.dtype), of_offset.to(dense.dtype)
         of_values = gather(of_weight, self.compact.indices)
         if self.compact.dense_gradient is not None:
             self.compact.dense_gradient.add(of_weight, of_values)
-        return of_input.reshape(input.shape), of_values, None if self.bias is None else of_offset
+        return of_input.to(input.dtype).reshape(input.shape), of_values, None if self.bias is None else of_offset
 
     def _region(self, input: Tensor) -> Region:
         """The layer alone as a region, for samples of this size; made once."""

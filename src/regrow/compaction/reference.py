@@ -93,6 +93,28 @@ def _step(
             return torch.flatten(values[source], 1)
 
 
+def output_dtypes(program: Program, inputs: Sequence[torch.dtype], cast: torch.dtype | None) -> tuple[torch.dtype, ...]:
+    """What the outputs would be of if torch ran the program.
+
+    Args:
+        program: what is computed.
+        inputs: dtype of each.
+        cast: what autocast has convolutions and linear layers compute in; None where it is off.
+    """
+    values: list[torch.dtype] = []
+    for operation in program.operations:
+        match operation:
+            case Input(position):
+                values.append(inputs[position])
+            case Add(left, right):
+                values.append(torch.promote_types(values[left], values[right]))
+            case Convolution(source):
+                values.append(values[source] if cast is None else cast)
+            case _:
+                values.append(values[operation.source])
+    return tuple(values[number] for number in program.outputs)
+
+
 def convolution_gradients(
     operation: Convolution, x: Tensor, weight: Tensor, gradient: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
