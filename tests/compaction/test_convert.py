@@ -57,7 +57,7 @@ def test_without_masks_it_takes_what_is_not_zero() -> None:
 @pytest.mark.parametrize(
     ("masks", "words"),
     [
-        ({"1.weight": torch.ones(8, dtype=torch.bool)}, "BatchNorm2d has no compact form"),
+        ({"1.weight": torch.ones(8, dtype=torch.bool)}, "names no weight"),
         ({"0.bias": torch.ones(8, dtype=torch.bool)}, "names no weight"),
         ({"9.weight": torch.ones(8, dtype=torch.bool)}, "names no weight"),
         ({"0.weight": torch.ones(8, dtype=torch.bool)}, r"expected shape \(8, 3, 3, 3\)"),
@@ -70,6 +70,54 @@ def test_masks_that_do_not_fit_are_refused(masks: dict[str, Tensor], words: str)
     with pytest.raises(ValueError, match=words):
         regrow.compact(model, good | masks)
     assert not any(isinstance(module, CompactLayer) for module in model.modules())
+
+
+class Varied(nn.Module):
+    """A weight of every kind that has no compact form, between two that have one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 5)
+        self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.mirrored = nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")
+        self.attention, self.recurrent = nn.MultiheadAttention(8, 2, batch_first=True), nn.GRU(8, 8, batch_first=True)
+        self.lines, self.tied = nn.Conv1d(8, 8, 3, padding=1), nn.Linear(8, 8, bias=False)
+        self.again = nn.Linear(8, 8)
+        self.again.weight = self.tied.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mirrored(self.grouped(torch.relu(self.first(x)))).flatten(2)
+        tokens = self.lines(x).transpose(1, 2)
+        tokens = self.recurrent(self.attention(tokens, tokens, tokens)[0])[0]
+        return self.head(self.again(torch.relu(self.tied(tokens))).mean(1))
+
+
+def test_what_has_no_compact_form_stays_dense_with_its_zeros() -> None:
+    torch.manual_seed(0)
+    model = Varied()
+    sparsifier = regrow.attach(model, torch.optim.SGD(model.parameters(), 0.1), regrow.static(sparsity=0.8))
+    masks, images = sparsifier.masks, torch.randn(2, 3, 6, 6)
+    sparsifier.detach()
+    expected = model(images)
+    regrow.compact(model, masks)
+    assert [name for name, layer in model.named_modules() if isinstance(layer, CompactLayer)] == ["first", "head"]
+    torch.testing.assert_close(model(images), expected)
+    assert all(torch.equal(model.state_dict()[name] != 0, mask) for name, mask in masks.items())
+    with pytest.raises(ValueError, match=r"'first.weight' is compact already.*to_dense"):
+        regrow.compact(model, masks)
+
+
+def test_what_stays_dense_is_masked_too() -> None:
+    torch.manual_seed(0)
+    model, other = (Varied() for _ in range(2))
+    other.load_state_dict(model.state_dict())
+    masks = {name: torch.rand(layer.shape) < 0.3 for name, layer in regrow.find_layers(model).items()}
+    for name, mask in masks.items():
+        mask.flatten()[0] = True
+        other.get_parameter(name).data.mul_(mask)
+    images = torch.randn(2, 3, 6, 6)
+    torch.testing.assert_close(regrow.compact(model, masks)(images), other(images))
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
 
 
 def test_masks_of_other_types_mean_what_is_not_zero(runs_engine: None) -> None:

@@ -22,20 +22,26 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> nn.M
     Args:
         model: a dense module, in either mode.
         masks: parameter name → tensor of the weight's shape, as ``sparsifier.masks``, alive where it is not 0; None
-            takes what is not 0 in every convolution and linear layer that is at most half alive.
+            takes what is not 0 in every convolution and linear layer that is at most half alive. What has no compact
+            form (grouped convolutions, attention, …) keeps its dense weight, 0 where the mask says dead.
 
     Returns:
         The same model. Its ``state_dict`` has dense names and shapes; :func:`to_dense` undoes it.
 
     Raises:
-        ValueError: a mask names no weight, has another shape or no alive entry, or its layer has no compact form; or a
+        ValueError: a mask names no weight, or one that is compact already, has another shape or no alive entry; or a
             sparsifier is attached. Nothing is written then.
     """
     model = unwrap(model)
     check_unattached(model)
     with torch.inference_mode(False):  # else the values could never be trained again
         chosen = _found(model) if masks is None else {name: mask.to(torch.bool) for name, mask in masks.items()}
-        for name, module in owners(model, chosen).items():
+        weights = weights_of(model, chosen)
+        modules = {name: module for name, module in owners(model).items() if name in weights}
+        with torch.no_grad():
+            for name in weights.keys() - modules.keys():
+                weights[name].masked_fill_(~chosen[name].to(weights[name].device), 0)
+        for name, module in modules.items():
             make_compact(module, chosen[name])
         graph.install(model)
     return model
@@ -125,37 +131,38 @@ def _sparse(name: str, values: Tensor, weight: CompactWeight, layout: str, block
 
 
 def _found(model: nn.Module) -> dict[str, Tensor]:
-    masks, elsewhere = {}, obstacles(model)
-    for path, module in model.named_modules():
-        if obstacle(module) is None and module not in elsewhere:
-            weight = module.weight
-            assert isinstance(weight, Tensor)
-            mask = weight.detach() != 0
-            if 0 < int(mask.sum()) <= mask.numel() // 2:
-                masks[f"{path}.weight" if path else "weight"] = mask
+    masks = {}
+    for name, module in owners(model).items():
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        mask = weight.detach() != 0
+        if 0 < int(mask.sum()) <= mask.numel() // 2:
+            masks[name] = mask
     return masks
 
 
-def owners(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, nn.Module]:
-    """The module of each mask. Raises ValueError where one can have no such mask."""
-    modules, elsewhere = dict(model.named_modules()), obstacles(model)
-    found = {}
+def owners(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules whose weight can be compact, by its name."""
+    elsewhere = obstacles(model)
+    return {
+        f"{path}.weight" if path else "weight": module
+        for path, module in model.named_modules()
+        if obstacle(module) is None and module not in elsewhere
+    }
+
+
+def weights_of(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+    """The dense weight of each mask. Raises ValueError where there is none that it could be of."""
+    parameters, already = dict(model.named_parameters(remove_duplicate=False)), compact_layers(model)
     for name, mask in masks.items():
-        path, _, last = name.rpartition(".")
-        module: nn.Module | None = modules.get(path)
-        if module is None or last != "weight":
-            raise ValueError(f"mask '{name}' names no weight of a convolution or linear layer of this model")
-        reason = obstacle(module) or elsewhere.get(module)
-        if reason is not None:
-            raise ValueError(
-                f"'{name}' cannot be compact: {reason}; leave its mask out, its weight then stays as it is"
-            )
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        if mask.shape != weight.shape or not bool(mask.any()):
+        if name in already:
+            raise ValueError(f"'{name}' is compact already: make the model dense first (regrow.to_dense)")
+        if name not in parameters or parameters[name].dim() < 2:
+            raise ValueError(f"mask '{name}' names no weight of this model (a parameter of two or more dimensions)")
+        shape = tuple(parameters[name].shape)
+        if mask.shape != shape or not bool(mask.any()):
             raise ValueError(
                 f"the mask of '{name}' has shape {tuple(mask.shape)} and {int(mask.sum())} alive weights; expected "
-                f"shape {tuple(weight.shape)} and at least one"
+                f"shape {shape} and at least one"
             )
-        found[name] = module
-    return found
+    return {name: parameters[name] for name in masks}

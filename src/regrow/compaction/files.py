@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regrow.compaction.convert import check_unattached, compact, owners
+from regrow.compaction.convert import check_unattached, compact, owners, weights_of
 from regrow.compaction.layers import compact_layers
 from regrow.compaction.weights import indices_of, scatter
 from regrow.layers import unwrap
@@ -112,7 +112,9 @@ def load_compact(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         here, dtype = tuple(expected[name].shape), expected[name].dtype
         _expect(tuple(tensor.shape) == here, f"'{name}' has shape {tuple(tensor.shape)}, the model's has {here}")
         _expect(tensor.dtype == dtype, f"'{name}' is {tensor.dtype}, the model's is {dtype}")
-    owners(model, masks)
+    weights_of(model, masks)
+    unfit = masks.keys() - owners(model).keys()
+    _expect(not unfit, f"{', '.join(sorted(unfit)[:3])} of this model cannot be compact")
     model.load_state_dict(state, strict=False)  # what is no tensor is not in the file
     return compact(model, masks)
 
