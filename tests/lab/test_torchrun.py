@@ -122,10 +122,12 @@ with terminating():
     Torchrun().launch([RunConfig(**{LONG.to_dict()!r})], Path({str(tmp_path)!r}), PlainProgress(Console()))
 """
     with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) as process:
-        wait_until(lambda: processes_of(tmp_path) and len(epochs(tmp_path)) > 2)
-        yield process
-        process.kill()
-        process.communicate()
+        try:
+            wait_until(lambda: processes_of(tmp_path) and len(epochs(tmp_path)) > 2)
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
 
 
 def epochs(directory: Path) -> list[str]:
