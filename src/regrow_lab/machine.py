@@ -9,6 +9,7 @@ import platform
 import re
 import resource
 import sys
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,16 +38,24 @@ def device_named(name: str) -> torch.device:
     """The device, refused with ValueError where there is none of that name that holds values."""
     remedy = "give cpu, or cuda where there is one"
     try:
-        device = torch.device(name)
+        with warnings.catch_warnings(action="ignore"):  # of names that torch has given up
+            device = torch.device(name)
     except RuntimeError:  # its text lists every device that torch has ever known
         raise ValueError(f"no device {name!r} on this machine: {remedy}") from None
     if device.type == "meta":
         raise ValueError(f"the device {name!r} holds shapes and no values, so nothing is trained there: {remedy}")
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"no device {name!r} on this machine ({str(error).splitlines()[0]}): {remedy}") from None
+        torch.ones(1, device=device).item()
+    except Exception as error:  # torch raises what each kind of device happens to meet first
+        raise ValueError(f"no device {name!r} on this machine ({_why_not(error)}): {remedy}") from None
     return device
+
+
+def _why_not(error: Exception) -> str:
+    """What torch says of a device that there is not, where that is for people: a sentence of a line."""
+    sentence = str(error).partition("\n")[0].partition(". ")[0]
+    of_torch = isinstance(error, (NotImplementedError, ImportError)) or "INTERNAL ASSERT" in sentence
+    return "this torch was built without it" if of_torch or len(sentence) > 100 else sentence
 
 
 def gains_from_bf16(device: torch.device) -> bool:

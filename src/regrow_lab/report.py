@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from regrow_lab import grids, store
+from regrow_lab.commands import study_command
 from regrow_lab.figures import accuracy_against_flops, accuracy_against_sparsity, layer_densities
 from regrow_lab.grids import Grid
 from regrow_lab.renderings import to_csv, to_latex, to_markdown, to_text
@@ -144,11 +145,9 @@ def _missing(directory: Path, study: Mapping[str, Any], runs: Sequence[StoredRun
     left = len(planned - {run.folder.name for run in runs if run.result is not None})
     if not left:
         return []
-    also = f" --scale {scale}" * (scale != "small") + (f" --data {data}" if data else "")
-    also += f" --storage {storage}" * (storage != "dense") + (f" --precision {precision}" if precision else "")
     return [
         f"{left} of the {len(planned)} runs of this study are not finished: "
-        f"`regrow study {name} --seeds {seeds}{also} --out {directory}` goes on with them."
+        f"`{study_command(study, directory)}` goes on with them."
     ]
 
 

@@ -13,12 +13,13 @@ import os
 import secrets
 import socket
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from regrow_lab import schema
+from regrow_lab.commands import study_command, train_command
 from regrow_lab.config import RunConfig
 
 SCHEMA = 1
@@ -100,12 +101,26 @@ def read_run(folder: Path) -> StoredRun:
         raise ValueError(
             f"{folder} is not a run folder (it has no config.json): give one of the folders under DIR/runs"
         )
-    config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json", f"delete the run's folder, and {_maker(folder)} does it anew")
     schema.check(folder / "config.json", config, schema.CONFIG)
-    result = read_json(folder / "result.json") if is_finished(folder) else None
+    remedy = f"delete it, and {_maker(folder, config)} trains the run anew"
+    result = read_json(folder / "result.json", remedy) if is_finished(folder) else None
     if result is not None:
         schema.check_result(folder / "result.json", result)
     return StoredRun(folder, config, _read_metrics(folder / "metrics.jsonl"), result)
+
+
+def _maker(folder: Path, config: dict[str, Any] | None = None) -> str:
+    """The command that makes the run of a folder, as far as what stands on the disk tells."""
+    directory = folder.parent.parent
+    with suppress(ValueError, TypeError, OSError):
+        study = read_study(directory)
+        if study.get("study"):
+            return f"`{study_command(study, directory)}`"
+        if config is not None:
+            run = RunConfig.from_dict({name: value for name, value in config.items() if name != "schema"})
+            return f"`{train_command(run, directory)}`"
+    return "the command that trained it"
 
 
 def is_finished(folder: Path) -> bool:
@@ -193,14 +208,12 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object that `write_json` wrote. Raises ValueError if it is broken or of another schema."""
+def read_json(path: Path, remedy: str = "delete it, and the same command makes it anew") -> dict[str, Any]:
+    """The object that `write_json` wrote. Raises ValueError, with the remedy, if it is broken or of another schema."""
     try:
         fields = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is not readable JSON ({error}): delete it, and the same command makes it anew"
-        ) from None
+        raise ValueError(f"{path} is not readable JSON ({error}): {remedy}") from None
     if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
         given = fields.get("schema") if isinstance(fields, dict) else None
         raise ValueError(
@@ -214,8 +227,9 @@ def read_study(directory: Path) -> dict[str, Any]:
     path = directory / "study.json"
     if not path.exists():
         return {}
-    study = read_json(path)
-    schema.check(path, study, schema.STUDY, "delete it, and the study's command makes it anew")
+    remedy = "delete it, and the study's command makes it anew"
+    study = read_json(path, remedy)
+    schema.check(path, study, schema.STUDY, remedy)
     return study
 
 
@@ -257,27 +271,53 @@ def claim(folder: Path) -> Iterator[None]:
     """Hold the run of `folder` (made if need be) for this process.
 
     The kernel holds the lock and frees it when the process ends in whatever way, so no lock is ever stale. The file
-    says who holds it. `sweep` takes it when the run is finished; a process that comes by it late finds result.json.
+    says who holds it, and goes with the claim; one that a killed process left is taken over.
 
     Raises ClaimedError if another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "lock"
-    with path.open("a+") as file:
+    with _locked(path) as file:
+        try:
+            with writing(path):  # at once: what a buffer keeps would fail again when it is closed, without a name
+                file.truncate(0)
+                os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            for leftover in folder.glob("*.part"):
+                leftover.unlink()
+            yield
+        finally:
+            if _is_at(path, file):  # taken away while it is held: whoever waits for it looks again
+                path.unlink(missing_ok=True)
+
+
+def _is_at(path: Path, file: IO[str]) -> bool:
+    """Whether an open file is the one that stands at `path`."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _locked(path: Path) -> IO[str]:
+    """The file of a lock, held. What is held must be what stands at `path`, not what its last holder took away."""
+    while True:
+        file = path.open("a+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(path, file):
+                return file
         except BlockingIOError:
-            file.seek(0)
-            raise ClaimedError(f"{folder.name} is under way in {file.read().strip() or 'another process'}") from None
-        with writing(path):  # at once: what a buffer keeps would fail again when it is closed, without a name
-            file.truncate(0)
-            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-        for leftover in folder.glob("*.part"):
-            leftover.unlink()
-        yield
+            with file:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+            raise ClaimedError(f"{path.parent.name} is under way in {holder}") from None
+        except BaseException:
+            file.close()
+            raise
+        file.close()
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a finished run needs no more: its checkpoint, its lock, files that were being written."""
+    """Remove what a finished run needs no more: its checkpoint, files that were being written, a dead holder's lock."""
     for leftover in (folder / "checkpoint.pt", folder / "lock", *folder.glob("*.part")):
         leftover.unlink(missing_ok=True)

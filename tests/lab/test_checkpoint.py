@@ -318,7 +318,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(tmp_path: Path, monk
     monkeypatch.setattr(sealed, "write_whole", full)
     with pytest.raises(store.NotWrittenError, match=r"checkpoint.pt could not be written \(No space left on device\)"):
         train(RIGL, tmp_path, checkpoint_seconds=0)
-    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.pt", "config.json", "lock", "metrics.jsonl"]
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.pt", "config.json", "metrics.jsonl"]
     assert sealed.load(folder / "checkpoint.pt", sealed.CHECKPOINT)["step"] == 1
     monkeypatch.undo()
     result = train(RIGL, tmp_path)

@@ -1,14 +1,18 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from regrow_lab import store
+from regrow_lab.__main__ import LAB
+from regrow_lab.__main__ import main as main_of_the_command
 from regrow_lab.cli import Flops, _without_box, main
 from regrow_lab.config import RunConfig
 from regrow_lab.studies import STUDIES
@@ -52,6 +56,18 @@ def test_help_and_slips_do_without_torch(arguments: list[str]) -> None:
         ("train --model lenet --out new", "unknown model 'lenet'"),
         ("train --data numbers --out new", "unknown data 'numbers'"),
         ("train --device toaster --out new", "no device 'toaster'"),
+        ("train --device mps --out new", "no device 'mps' on this machine (this torch was built without it): give cpu"),
+        ("train --device hpu --out new", "no device 'hpu' on this machine (this torch was built without it): give cpu"),
+        ("train --device opengl --out new", "no device 'opengl' on this machine (this torch was built without it)"),
+        ("train --device mkldnn --out new", "no device 'mkldnn' on this machine (this torch was built without it)"),
+        (
+            "train --device mtia:1 --out new",
+            "no device 'mtia:1' on this machine (Torch not compiled with MTIA enabled)",
+        ),
+        ("study digits --device xla", "no device 'xla' on this machine (this torch was built without it): give cpu"),
+        ("tune digits --device vulkan", "no device 'vulkan' on this machine (this torch was built without it)"),
+        ("data fetch mnist --to FILE/x", "FILE/x/mnist cannot be used (Not a directory): give another file or folder"),
+        ("train --model wrn-22-x --out new", "unknown model 'wrn-22-x'; expected one of"),
         ("train --device meta --out new", "the device 'meta' holds shapes and no values"),
         ("study digits --device meta:0", "the device 'meta:0' holds shapes and no values"),
         ("train --multiplier 1e308 --out new", "multiplier must be 1 or more, and less than 2^31"),
@@ -142,6 +158,67 @@ def test_brackets_in_brackets_are_one_line(
     assert said.count("\n") == 1
 
 
+def a_run_whose_result_is_damaged(out: Path) -> Path:
+    folder = store.run_folder(out, TINY[1])
+    folder.mkdir(parents=True)
+    store.write_config(folder, TINY[1])
+    (folder / "result.json").write_text('{"schema": 1, "test')
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("study", "command"),
+    [
+        (None, "regrow train --method rigl --sparsity 0.5 --distribution erk --epochs 1 --out OUT"),
+        ({"study": "digits", "seeds": 2, "scale": "small"}, "regrow study digits --seeds 2 --out OUT"),
+        ({"study": "table1", "seeds": 1, "scale": "paper"}, "regrow study table1 --seeds 1 --scale paper --out OUT"),
+        ({"study": "tune-digits", "seeds": 1, "storage": "dense"}, "regrow tune digits --seeds 1 --out OUT"),
+    ],
+)
+def test_a_result_that_cannot_be_read_names_the_command_that_makes_it_anew(
+    study: dict[str, object] | None,
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = a_run_whose_result_is_damaged(Path("OUT"))
+    if study is not None:
+        store.write_json(Path("OUT/study.json"), study)
+    assert main(["report", "OUT"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"regrow: {folder / 'result.json'} is not readable JSON (")
+    assert said.endswith(f": delete it, and `{command}` trains the run anew\n")
+    assert said.count("\n") == 1
+
+
+def test_that_command_does_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = a_run_whose_result_is_damaged(Path("OUT"))
+    main(["report", "OUT"])
+    command = capsys.readouterr().err.split("`")[1]
+    assert main(command.split()[1:]) == 2
+    assert capsys.readouterr().err.endswith(": delete it, and the same command makes it anew\n")
+    (folder / "result.json").unlink()
+    assert main(command.split()[1:]) == 0
+    assert store.read_json(folder / "result.json")["status"] == "finished"
+    assert main(["report", "OUT"]) == 0
+
+
+def test_a_configuration_that_cannot_be_read_names_a_remedy_that_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = a_run_whose_result_is_damaged(Path("OUT"))
+    (folder / "config.json").write_text("")
+    assert main(["report", "OUT"]) == 2
+    said = capsys.readouterr().err
+    assert said.endswith(": delete the run's folder, and the command that trained it does it anew\n")
+
+
 def test_a_reader_that_has_ended_is_no_error() -> None:
     listing = subprocess.Popen(
         [sys.executable, "-m", "regrow_lab", "data", "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -152,6 +229,50 @@ def test_a_reader_that_has_ended_is_no_error() -> None:
     assert listing.stderr.read() == b""
     listing.stderr.close()
     assert listing.wait() == 128 + signal.SIGPIPE
+
+
+def in_a_process_without(modules: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({modules}))\n"
+        "from regrow_lab.__main__ import main\nsys.exit(main())"
+    )
+    return subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["train"], ["flops", "wrn-22-2"]])
+@pytest.mark.parametrize(
+    ("modules", "named"),
+    [
+        (["matplotlib", "numpy", "optuna", "PIL", "rich", "scipy", "sklearn", "tyro"],) * 2,
+        (["rich"],) * 2,
+        (["matplotlib", "tyro"],) * 2,
+    ],
+)
+def test_without_the_lab_it_says_what_to_install(modules: list[str], named: list[str], arguments: list[str]) -> None:
+    done = in_a_process_without(modules, *arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == (
+        f"regrow: the command needs {', '.join(named)}, not installed here: pip install 'regrow[lab]'\n"
+    )
+
+
+def test_the_library_needs_nothing_of_the_lab() -> None:
+    program = f"import sys; sys.modules.update(dict.fromkeys({[*LAB, 'regrow_lab']})); import regrow; regrow.rigl"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
+
+
+def test_the_lab_s_extra_is_what_the_command_asks_for() -> None:
+    renamed = {"pillow": "PIL", "scikit-learn": "sklearn"}
+    extra = [line for line in metadata.requires("regrow") or [] if re.search("extra == .lab.", line)]
+    assert sorted(LAB) == sorted(renamed.get(name, name) for name in (re.split(r"[^\w-]", line)[0] for line in extra))
+
+
+def test_an_old_python_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 9, 2, "final", 0))
+    assert main_of_the_command() == 2
+    said = capsys.readouterr()
+    assert said.err == "regrow: this is Python 3.9, and regrow needs 3.11 or newer: make an environment with one\n"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])

@@ -1,3 +1,4 @@
+import fcntl
 import json
 import resource
 import shutil
@@ -5,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -215,3 +216,43 @@ def test_refusals_of_study_folders(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is a file"):
         store.open_study(tmp_path / "file", "digits", 3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "file"]
+
+
+def test_a_claim_leaves_no_lock_whoever_comes_by(tmp_path: Path) -> None:
+    with store.claim(tmp_path):
+        with pytest.raises(store.ClaimedError), store.claim(tmp_path):
+            pass
+        assert (tmp_path / "lock").exists()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(RuntimeError, match="stopped"), store.claim(tmp_path):
+        raise RuntimeError("stopped")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_its_holder_took_away_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between opening and locking the file its last holder ends: what is locked then stands nowhere."""
+    lock = fcntl.flock
+    seen: list[int] = []
+
+    def slow(file: IO[str], operation: int) -> None:
+        if not seen:
+            (tmp_path / "lock").unlink()
+        seen.append(operation)
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", slow)
+    with store.claim(tmp_path):
+        assert len(seen) == 2
+        with pytest.raises(store.ClaimedError, match="under way in process"), store.claim(tmp_path):
+            pass
+
+
+def test_a_claim_never_takes_the_lock_of_another_away(tmp_path: Path) -> None:
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(store.claim(tmp_path))
+        store.sweep(tmp_path)  # as a process that found the run finished
+        second.enter_context(store.claim(tmp_path))
+        first.close()
+        assert (tmp_path / "lock").exists()
+        with pytest.raises(store.ClaimedError), store.claim(tmp_path):
+            pass

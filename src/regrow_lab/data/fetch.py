@@ -45,18 +45,21 @@ def fetch(download: Download, root: Path, progress: Callable[[int, int | None], 
     Raises:
         ValueError: the server cannot be reached, breaks off or has no such file, the disk is full, or what came is not
             the published file (it is deleted).
+        OSError: the folder cannot be made or written to.
     """
     path = root / download.folder / download.name
     if path.exists() and md5_of(path) == download.md5:
         return path
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         if not (part.exists() and md5_of(part) == download.md5):
             _receive(download, part, progress)
     except urllib.error.HTTPError as error:
         raise ValueError(f"{download.url} answers {error.code} {error.reason}: try again later") from None
     except (HTTPException, OSError) as error:
+        if isinstance(error, OSError) and error.filename is not None:  # of this machine, not of the line
+            raise
         have = part.stat().st_size if part.exists() else 0
         raise ValueError(
             f"{download.url} broke off after {have:,} bytes ({error}): the same command goes on from there"

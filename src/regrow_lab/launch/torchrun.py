@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regrow_lab import store
+from regrow_lab.commands import words_of
 from regrow_lab.config import RunConfig
 from regrow_lab.launch.outcome import CLAIMED_SECONDS, TRIES, Outcome, unfinished
 from regrow_lab.progress import Progress
@@ -98,18 +98,10 @@ class Torchrun:
 
     def command(self, run: RunConfig, directory: Path) -> list[str]:
         """What is started for a run; it ends with whoever holds its standard input."""
-        fields = [
-            (field.name.replace("_", "-"), getattr(run, field.name))
-            for field in dataclasses.fields(run)
-            if getattr(run, field.name) != field.default
-        ]
-        words = [
-            word for name, value in fields for word in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
-        ]
         start = [sys.executable, "-m", "regrow_lab.launch.agent", "--standalone", f"--nproc-per-node={self.processes}"]
         options = ["--out", str(directory), "--device", self.device]
         options += ["--checkpoint-seconds", str(self.checkpoint_seconds)]
-        return [*start, "-m", "regrow_lab", "train", *words, *options]
+        return [*start, "-m", "regrow_lab", "train", *words_of(run), *options]
 
 
 def _run(command: Sequence[str], log: Path) -> int:
