@@ -496,3 +496,27 @@ def test_strict_names_the_first_weight_that_something_else_wrote() -> None:
     sparsifier._mask_weights = vandal  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match=rf"dead weight of '2\.weight' at \({index[0]}, {index[1]}\) is 3\.0"):
         train(model, optimizer, range(2, 3))
+
+
+@pytest.mark.parametrize("storage", ["dense", "compact"])
+def test_its_repr_is_a_line(storage: str) -> None:
+    model = mlp()
+    optimizer = sgd(model)
+    recipes = {"0": RECIPES["rigl"], "2": RECIPES["set"], "4": RECIPES["rigl"]}
+    sparsifier = regrow.attach(model, optimizer, recipes, storage=storage)
+    train(model, optimizer, range(12))
+    assert repr(sparsifier) == (
+        f"<Sparsifier rigl, set: 3 layers, sparsity {sparsifier.sparsity:.4f}, {sparsifier.weight_steps} weight steps, "
+        f"{sparsifier.num_updates} topology updates, {storage} storage>"
+    )
+    assert sparsifier.num_updates == 6
+    assert f"{[sparsifier]}" == f"[{sparsifier!r}]"
+    sparsifier.detach()
+    assert repr(sparsifier).endswith(f"{storage} storage, detached>")
+    assert f"{sparsifier}".count("\n") > 3
+
+
+def test_its_repr_counts_what_is_left_dense() -> None:
+    model = nn.Sequential(nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 32))
+    sparsifier = regrow.attach(model, sgd(model), regrow.static(sparsity=0.5), exclude="2")
+    assert "1 layers, sparsity 0.5000 (0.2500 with what is left dense), 0 weight steps" in repr(sparsifier)

@@ -109,6 +109,17 @@ class Sparsifier:
         notes = self._storage.notes()
         return layer_table(layers, self.num_alive, names, due, self._flops, notes, self._dense, moment)
 
+    def __repr__(self) -> str:
+        names = ", ".join(dict.fromkeys(group.algorithm.name for group in self._groups))
+        size = sum(layer.layer.size for layer in self._layers.values())
+        dense = sum(weight.layer.size for weight in self._dense.values())
+        of_all = f" ({self.sparsity * size / (size + dense):.4f} with what is left dense)" if dense else ""
+        return (
+            f"<Sparsifier {names}: {len(self._layers)} layers, sparsity {self.sparsity:.4f}{of_all}, "
+            f"{self.weight_steps:,} weight steps, {self.num_updates:,} topology updates, {self._storage.name} storage"
+            f"{'' if self in _attached else ', detached'}>"
+        )
+
     def parameters(self) -> list[nn.Parameter]:
         """The weights it is attached to."""
         return [layer.parameter for layer in self._layers.values()]
@@ -163,6 +174,7 @@ class Sparsifier:
             "weight_steps": self.weight_steps,
             "num_updates": self.num_updates,
             "groups": [group.state() for group in self._groups],
+            "storage": self._storage.state(),
             "layers": {
                 name: {
                     "shape": list(layer.layer.shape),
@@ -190,6 +202,8 @@ class Sparsifier:
             group.check_sparsity(entry, masks)
         if self._ranks is not None:
             self._ranks.check_masks(masks)
+        self._storage.check(saved.get("storage", {}))
+        self._storage.restore(saved.get("storage", {}))
         self.seed = saved["seed"]
         self.weight_steps = saved["weight_steps"]
         self.num_updates = saved["num_updates"]

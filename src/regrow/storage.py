@@ -7,7 +7,7 @@ alive entries exist, is in :mod:`regrow.compaction`.
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -122,6 +122,10 @@ class StoredLayer(Protocol):
 class Storage(Protocol):
     """Where the layers of one attached model are kept."""
 
+    @property
+    def name(self) -> str:
+        """What ``attach(storage=...)`` calls it."""
+
     def place(self, layer: StoredLayer) -> StoredLayer:
         """The layer as it shall be kept from now on, given its present mask."""
 
@@ -131,9 +135,20 @@ class Storage(Protocol):
     def remove(self) -> None:
         """Gives the model its dense weights back."""
 
+    def state(self) -> Mapping[str, Any]:
+        """What a run that goes on in another process needs to keep its layers alike; plain values."""
+
+    def check(self, saved: Any) -> None:
+        """Refuses what :meth:`state` cannot have given with a ValueError."""
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Takes up a state, of this storage or of another; :meth:`place` follows for every layer."""
+
 
 class DenseStorage:
     """Every layer stays a :class:`MaskedLayer`."""
+
+    name = "dense"
 
     def place(self, layer: StoredLayer) -> StoredLayer:
         """The layer itself."""
@@ -145,6 +160,16 @@ class DenseStorage:
 
     def remove(self) -> None:
         """Nothing to undo."""
+
+    def state(self) -> Mapping[str, Any]:
+        """Nothing to keep."""
+        return {}
+
+    def check(self, saved: Any) -> None:
+        """Nothing is taken up."""
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Nothing is taken up."""
 
 
 def on_gradient(parameter: nn.Parameter, hook: Callable[[Tensor], None]) -> RemovableHandle:

@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import regrow
-from regrow.compaction import cache, graph, trial
+from regrow.compaction import cache, graph, timing, trial
 from regrow.compaction.region import SWITCH, Region
+from regrow.compaction.timing import Timing
 from regrow_lab.models import find_model
 
 pytestmark = pytest.mark.usefixtures("runs_engine")
@@ -21,8 +22,9 @@ DENSE = regrow.static(sparsity=0.2)
 @pytest.fixture(autouse=True)
 def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
-    monkeypatch.setattr(trial, "SECONDS", 0.0)
-    trial._known.clear()
+    monkeypatch.setattr(timing, "SECONDS", 0.0)
+    monkeypatch.setattr(timing, "ROUNDS", timing.FEWEST)
+    cache.forget()
 
 
 def net() -> nn.Module:
@@ -38,13 +40,12 @@ def answers(monkeypatch: pytest.MonkeyPatch, *ratios: float) -> list[tuple[Regio
     """Has the trial say these ratios, and returns the list of what was asked."""
     waiting, asked = list(ratios), list[tuple[Region, torch.dtype]]()
 
-    def measure(region: Region, inputs: object, dtype: torch.dtype) -> float:
+    def measure(region: Region, inputs: object, dtype: torch.dtype) -> Timing:
         asked.append((region, dtype))
-        return waiting.pop(0)
+        return Timing((waiting.pop(0),), spread=0.1, rounds=5)
 
     monkeypatch.setenv(SWITCH, "auto")
     monkeypatch.setattr(trial, "_measure", measure)
-    monkeypatch.setattr("regrow.compaction.measured.agreed_table", lambda: None)
     return asked
 
 
@@ -65,7 +66,7 @@ def test_the_faster_one_trains_a_dense_net(ratio: float, on_engine: bool, monkey
 def test_each_precision_is_timed_once_on_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = answers(monkeypatch, 2.0, 0.5)
     for _ in range(3):
-        trial._known.clear()  # as another process
+        cache.forget()  # as another process
         model = net()
         attached(model)
         for enabled in (False, True, False):
@@ -79,7 +80,8 @@ def test_each_precision_is_timed_once_on_a_machine(monkeypatch: pytest.MonkeyPat
 def test_the_gradient_of_images_is_timed_only_where_it_is_wanted(wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     answers(monkeypatch)
     asked = list[tuple[trial.Source, ...]]()
-    monkeypatch.setattr(trial, "_measure", lambda region, inputs, dtype: asked.append(tuple(inputs)) or 2.0)
+    two = Timing((2.0,), spread=0.1, rounds=5)
+    monkeypatch.setattr(trial, "_measure", lambda region, inputs, dtype: asked.append(tuple(inputs)) or two)
     model = net()
     attached(model)
     model(torch.randn(40, 3, 8, 8).requires_grad_(wanted)).sum().backward()
@@ -97,7 +99,6 @@ def test_few_images_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_trial_leaves_no_trace(layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SWITCH, "auto")
-    monkeypatch.setattr("regrow.compaction.measured.agreed_table", lambda: None)
     monkeypatch.setattr(trial, "LEAST", float("inf"))
     model = net().to(memory_format=layout)
     plain = copy.deepcopy(model)
@@ -114,19 +115,44 @@ def test_a_trial_leaves_no_trace(layout: torch.memory_format, monkeypatch: pytes
     assert torch.equal(output, expected)
     assert torch.equal(state, other_state)
     assert all(torch.equal(value, other_tensors[name]) for name, value in tensors.items())
-    assert [0 < ratio < 1e3 for ratio in trial._known.values()] == [True]
+    assert [[0 <= ratio < 1e3 for ratio in ratios] for ratios in cache.believed().values()] == [[True]]
 
 
-def test_a_file_that_is_none_is_measured_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for damage in ("{", '"fast"', "-1.0", "NaN"):
-        asked = answers(monkeypatch, 2.0)
+@pytest.mark.parametrize(("ratio", "spread"), [(3.0, 0.9), (1000.0, 0.1)])
+def test_a_trial_that_cannot_be_trusted_leaves_the_region_to_torch(
+    ratio: float, spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers(monkeypatch)
+    monkeypatch.setattr(trial, "_measure", lambda region, inputs, dtype: Timing((ratio,), spread, rounds=5))
+    model = net()
+    attached(model)
+    model(torch.randn(32, 3, 8, 8)).sum().backward()
+    assert not graph.regions(model)
+
+
+def test_a_run_goes_on_with_the_answer_that_it_began_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for first, second in ((3.0, 1.0), (1.0, 3.0)):
+        monkeypatch.setenv(cache.VARIABLE, str(tmp_path / f"there-{first}"))
+        cache.forget()
+        answers(monkeypatch, first, second)
         model = net()
-        attached(model)
+        sparsifier = attached(model)
         model(torch.randn(32, 3, 8, 8)).sum().backward()
-        assert len(asked) == 1, damage
-        (file,) = (tmp_path / "cache").iterdir()
-        file.write_text(damage)
-        trial._known.clear()
+        saved = sparsifier.state_dict()
+        cache.forget()
+        monkeypatch.setenv(cache.VARIABLE, str(tmp_path / f"elsewhere-{first}"))
+        for load in (True, False):
+            other = net()
+            its_sparsifier = attached(other)
+            if load:
+                its_sparsifier.load_state_dict(saved)
+            other(torch.randn(32, 3, 8, 8)).sum().backward()
+            assert bool(graph.regions(other)) == (first == 3.0) == bool(graph.regions(model))
+        cache.forget()
+        other = net()
+        attached(other)
+        other(torch.randn(32, 3, 8, 8)).sum().backward()
+        assert bool(graph.regions(other)) == (second == 3.0)
 
 
 def test_dense_layers_on_the_engine_train_as_with_torch() -> None:

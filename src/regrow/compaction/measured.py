@@ -1,38 +1,48 @@
-"""How much faster the engine trains a layer than torch, on this machine: a small table, measured once, kept in a file.
+"""How much faster the engine trains a layer than torch, on this machine: measured at the first use, kept in files.
 
-Each entry is a chain of four equal layers (with batch norm and ReLU between convolutions), forward and backward, so
-that the conversion at the borders weighs about what it does in a net. Takes some seconds, at the first use.
+Each probe is a chain of four equal layers (with batch norm and ReLU between convolutions), forward and backward, so
+that the conversion at the borders weighs about what it does in a net. A model's layers ask for a probe or two each of
+their kinds; one takes about a second.
 """
 
-import functools
 import math
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from regrow.compaction import cache, engine
+from regrow.compaction import cache, engine, timing
 from regrow.compaction.program import BatchNorm, Convolution, Input, Operation, Program, Relu
+from regrow.compaction.timing import Timing
 
 DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.5)
 DEPTH = 4
-REPEATS = 5
-
-Table = dict[str, dict[str, float]]
+MOST_OF_THE_WORK = 2.0
+"""Times the work that is left out, 1 / density, that the engine may be faster; it has been 1.5 at most. More is a slip
+of the clock or of torch: a first call, threads that wait for each other."""
+LEAST_RATIO = 0.01
+DISORDER = 0.2
+"""Share by which a ratio may lie below that of a higher density. More is a disturbance, as less work takes less."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A layer of ``width`` inputs and outputs on ``batch`` images of ``image`` × ``image``."""
+    """A layer of ``width`` inputs and outputs on ``batch`` images of ``image`` × ``image``.
+
+    ``usual`` are the ratios at :data:`DENSITIES` where this machine's cannot be trusted: those of two cores with AVX2.
+    """
 
     kind: str
     width: int
     kernel: int
     image: int
     batch: int
+    usual: tuple[float, ...]
 
     @property
     def name(self) -> str:
@@ -45,12 +55,12 @@ class Probe:
 
 
 PROBES = (
-    Probe("linear", 128, 1, 1, 128),
-    Probe("linear", 512, 1, 1, 128),
-    Probe("1x1", 64, 1, 16, 32),
-    Probe("1x1", 256, 1, 8, 32),
-    Probe("kxk", 32, 3, 16, 32),
-    Probe("kxk", 128, 3, 8, 32),
+    Probe("linear", 128, 1, 1, 128, (3.8, 3.7, 3.2, 2.5, 1.1)),
+    Probe("linear", 512, 1, 1, 128, (6.8, 5.1, 3.0, 1.6, 0.57)),
+    Probe("1x1", 64, 1, 16, 32, (3.8, 3.5, 3.2, 2.7, 1.9)),
+    Probe("1x1", 256, 1, 8, 32, (4.7, 4.1, 2.9, 2.0, 1.0)),
+    Probe("kxk", 32, 3, 16, 32, (5.1, 4.7, 3.2, 2.3, 1.4)),
+    Probe("kxk", 128, 3, 8, 32, (8.5, 5.3, 3.6, 2.3, 0.92)),
 )
 
 
@@ -65,18 +75,23 @@ def kind_of(module: nn.Module) -> str:
     return "linear" if kernel is None else "1x1" if set(kernel) == {1} else "kxk"
 
 
-def speedup(table: Table, module: nn.Module, size: int, density: float) -> float:
-    """Time of torch ÷ time of the engine for a layer like this, read off the table.
+def probe_for(module: nn.Module, size: int) -> Probe:
+    """The probe of the same kind and the nearest size.
 
     Args:
-        table: of :func:`agreed_table`.
         module: a convolution or linear layer.
         size: number of its weights, alive or not.
-        density: share of those alive.
     """
-    probe = min((p for p in PROBES if p.kind == kind_of(module)), key=lambda p: abs(math.log(p.size / size)))
-    entries = table[probe.name]
-    known = sorted((float(key), value) for key, value in entries.items())
+    return min((p for p in PROBES if p.kind == kind_of(module)), key=lambda p: abs(math.log(p.size / size)))
+
+
+def read_off(ratios: tuple[float, ...], density: float) -> float:
+    """A probe's ratio at any density, between those that were measured.
+
+    >>> read_off((5.0, 2.0, 1.0, 0.5, 0.2), 0.05), round(read_off((5.0, 2.0, 1.0, 0.5, 0.2), 0.3), 3)
+    (2.0, 0.333)
+    """
+    known = list(zip(DENSITIES, ratios, strict=True))
     low = max((pair for pair in known if pair[0] <= density), default=known[0])
     high = min((pair for pair in known if pair[0] >= density), default=known[-1])
     if low[0] == high[0]:
@@ -85,59 +100,67 @@ def speedup(table: Table, module: nn.Module, size: int, density: float) -> float
     return float(low[1] * (high[1] / low[1]) ** share)
 
 
-def agreed_table() -> Table:
-    """The table of this machine; where there are several ranks, that of the first, so that all decide alike."""
-    found = [table()]
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.broadcast_object_list(found)
+def speedup(agreed: MutableMapping[str, tuple[float, ...]], module: nn.Module, size: int, density: float) -> float:
+    """Time of torch ÷ time of the engine for a layer like this.
+
+    Args:
+        agreed: name of a probe → its ratios, as far as a model has asked; on several ranks they are those of the first,
+            so that all decide alike.
+        module: a convolution or linear layer.
+        size: number of its weights, alive or not.
+        density: share of those alive.
+    """
+    probe = probe_for(module, size)
+    if probe.name not in agreed:
+        agreed[probe.name] = _of_the_first_rank(probe)
+    return read_off(agreed[probe.name], density)
+
+
+def _of_the_first_rank(probe: Probe) -> tuple[float, ...]:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return ratios_of(probe)
+    found = [ratios_of(probe) if torch.distributed.get_rank() == 0 else ()]
+    torch.distributed.broadcast_object_list(found)
+    cache.believe({_path(probe).stem: found[0]})
     return found[0]
 
 
-@functools.cache
-def table() -> Table:
-    """The table for this machine, engine, torch and number of threads; measured if it is not there."""
-    path = cache.path_of("compact", PROBES)
-    found = _sound(cache.read(path))
-    if found is None:
-        found = {probe.name: _entries(probe) for probe in PROBES}
-        cache.write(path, found)
-    return found
+def ratios_of(probe: Probe) -> tuple[float, ...]:
+    """Time of torch ÷ time of the engine at each of :data:`DENSITIES`, on this machine; none above the one before."""
+    subject = f"layers like {probe.name}"
+    found = cache.ratios(_path(probe), subject, partial(_measure, probe), _is_plausible, probe.usual)
+    return tuple(accumulate(reversed(found), max))[::-1]  # what disorder is left is noise
 
 
-def _sound(found: Any) -> Table | None:
-    """What a file holds, if that is a table."""
-    try:
-        sound = all(0 < float(found[probe.name][str(density)]) < 1e6 for probe in PROBES for density in DENSITIES)
-    except (ValueError, KeyError, TypeError):
-        return None
-    return found if sound else None
+def _path(probe: Probe) -> Path:
+    return cache.path_of("layer", replace(probe, usual=()), DENSITIES, DEPTH)
 
 
-def _entries(probe: Probe) -> dict[str, float]:
-    """The ratio at each density; as disturbances only slow down, none is worth less than that of a higher density."""
-    ratios = [_measure(probe, density) for density in DENSITIES]
-    return {str(density): max(ratios[k:]) for k, density in enumerate(DENSITIES)}
+def _is_plausible(found: Timing) -> bool:
+    """Whether ratios lie where they can, and fall with the density."""
+    bounds = all(
+        LEAST_RATIO <= ratio <= MOST_OF_THE_WORK / density
+        for density, ratio in zip(DENSITIES, found.ratios, strict=True)
+    )
+    falling = all(low >= (1 - DISORDER) * high for low, high in pairwise(found.ratios))
+    return bounds and falling
 
 
-def _measure(probe: Probe, density: float) -> float:
-    """Shortest time of torch ÷ shortest time of the engine: what others do on the machine adds to both."""
+def _measure(probe: Probe) -> Timing:
+    """Torch's chain once, and the engine's at each density, in turns."""
     generator = torch.Generator().manual_seed(0)
     linear = probe.kind == "linear"
     shape = (probe.width, probe.width) if linear else (probe.width, probe.width, probe.kernel, probe.kernel)
-    x = torch.randn((probe.batch, probe.width, *(() if linear else (probe.image, probe.image))), generator=generator)
-    alive = torch.rand(shape, generator=generator) < density
-    alive.view(-1)[0] = True
-    with torch.enable_grad():
-        runs = (_torch_run(probe, x), _engine_run(probe, x, alive))
-        seconds: tuple[list[float], list[float]] = ([], [])
-        for run in runs:
-            run()
-        for _ in range(REPEATS):
-            for run, found in zip(runs, seconds, strict=True):
-                begin = time.perf_counter()
-                run()
-                found.append(time.perf_counter() - begin)
-    return round(min(seconds[0]) / min(seconds[1]), 2)
+    with timing.alone():
+        x = torch.randn(
+            (probe.batch, probe.width, *(() if linear else (probe.image, probe.image))), generator=generator
+        )
+        runs = [_torch_run(probe, x)]
+        for density in DENSITIES:
+            alive = torch.rand(shape, generator=generator) < density
+            alive.view(-1)[0] = True
+            runs.append(_engine_run(probe, x, alive))
+        return timing.compare(runs)
 
 
 def _torch_run(probe: Probe, x: Tensor) -> Callable[[], None]:

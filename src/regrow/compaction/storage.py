@@ -1,13 +1,14 @@
 """Compact storage of an attached model: which layers go compact, when, and why the others do not."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from regrow import optimizers
 from regrow.algorithm import Algorithm
-from regrow.compaction import checkpoint, graph, measured, native
+from regrow.compaction import cache, checkpoint, graph, measured, native
 from regrow.compaction.dense_gradient import BackwardPasses
 from regrow.compaction.layers import obstacle, obstacles
 from regrow.compaction.region import wanted
@@ -34,13 +35,17 @@ class CompactStorage:
         optimizer: built on its parameters; their state is cut down with them.
     """
 
+    name = "compact"
+
     def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
         self.model = model
         self.layers: dict[str, CompactedLayer] = {}
         self.reasons: dict[str, str] = {}
         self.passes = BackwardPasses(average_over_ranks)
         self.left_to_torch = set[nn.Module]()
-        self.table = measured.agreed_table() if wanted() == "auto" and native.available() else None
+        self.decides = wanted() == "auto" and native.available()
+        self.agreed = dict[str, tuple[float, ...]]()
+        self.recorded = dict[str, bool]()
         self.obstacles = obstacles(model)
         self.handles = checkpoint.register(optimizer, self.layers)
         if native.available():
@@ -48,9 +53,12 @@ class CompactStorage:
 
     def place(self, layer: StoredLayer) -> StoredLayer:
         """A compacted layer where that is possible and the density is low enough."""
+        name = layer.layer.name
+        was_compact = self.recorded.pop(name, None)
+        if isinstance(layer, CompactedLayer) and was_compact is False:
+            layer = self._made_dense(layer)
         if not isinstance(layer, MaskedLayer):
             return layer
-        name = layer.layer.name
         path, _, parameter_name = name.rpartition(".")
         module = self.model.get_submodule(path)
         reason = obstacle(module)
@@ -60,10 +68,12 @@ class CompactStorage:
             reason = self.obstacles[module]
         elif reason is None and isinstance(module, nn.Linear) and layer.layer.size <= SMALL:
             reason = "no weight is dead" if layer.alive.everything else None
+        elif reason is None and was_compact:
+            pass  # it may have come down to one half and risen again since
         elif reason is None and layer.alive.density > MOST_DENSITY:
             reason = f"density above {MOST_DENSITY}"
-        elif reason is None and self.table is not None:
-            ratio = measured.speedup(self.table, module, layer.layer.size, layer.alive.density)
+        elif reason is None and self.decides:
+            ratio = measured.speedup(self.agreed, module, layer.layer.size, layer.alive.density)
             if ratio < measured.LEAST[measured.kind_of(module)]:
                 reason = f"torch is faster here ({ratio:.2f}x on the engine, measured)"
             if reason is not None and module not in self.left_to_torch:
@@ -78,6 +88,37 @@ class CompactStorage:
         graph.install(self.model, self.left_to_torch)
         self._cut_anew()
         return self.layers[name]
+
+    def _made_dense(self, layer: CompactedLayer) -> MaskedLayer:
+        """The layer as it was before it became compact, with its present mask and counts."""
+        mask, momentum = layer.mask, layer.momentum
+        layer.release()
+        layer.make_dense()
+        masked = MaskedLayer(layer.layer, layer.parameter, mask, layer.optimizer, layer.needs)
+        masked.alive = layer.alive
+        if momentum is not None:
+            masked.load_momentum(momentum)
+        del self.layers[layer.layer.name]
+        self._cut_anew()
+        return masked
+
+    def state(self) -> dict[str, Any]:
+        """Which layers are compact, and the ratios that decide it: the engine and torch differ in their last digits."""
+        kept = {**dict.fromkeys(self.reasons, False), **dict.fromkeys(self.layers, True)}
+        return {"compact": kept, "ratios": cache.believed()}
+
+    def check(self, saved: Any) -> None:
+        """Refuses what :meth:`state` cannot have given with a ValueError."""
+        kept, ratios = (saved.get(key, {}) if isinstance(saved, Mapping) else None for key in ("compact", "ratios"))
+        sound = isinstance(kept, Mapping) and all(isinstance(value, bool) for value in kept.values())
+        if not (sound and isinstance(ratios, Mapping) and all(map(cache.are_ratios, ratios.values()))):
+            raise ValueError(f"this state does not fit: its storage is {saved!r:.60}; the file is damaged")
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Has layers placed next as they were when :meth:`state` was taken; one of dense storage says nothing."""
+        cache.believe(saved.get("ratios", {}))
+        self.agreed.clear()
+        self.recorded = dict(saved.get("compact", {}))
 
     def _cut_anew(self) -> None:
         for forward in graph.installed(self.model):

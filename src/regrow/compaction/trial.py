@@ -7,30 +7,30 @@ half as fast.
 """
 
 import copy
-import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from regrow.compaction import cache, native
+from regrow.compaction import cache, native, timing
 from regrow.compaction.engine import LANES
 from regrow.compaction.execution import Execution
 from regrow.compaction.reference import interpret
 from regrow.compaction.region import Region, activations, wanted
+from regrow.compaction.timing import Timing
 
 LEAST = 1.1
-"""Times faster that the engine must be: a run that goes on in another process should find the same answer."""
+"""Times faster that the engine must be: nearer to 1 the answer would be one of noise."""
 MOST_IMAGES = 32
 """The time of a step is in proportion to its images, once a line of them is full."""
 FULL = 0.75
 """Of a line of images: with fewer, most of the engine's work is on zeros."""
-SECONDS = 0.5
+MOST = 100.0
+"""Times faster that it can be: more is a slip of the clock."""
 
 _Run = Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
-_known: dict[str, float] = {}
 
 
 @dataclass(frozen=True)
@@ -68,17 +68,17 @@ def _speedup(region: Region, inputs: Sequence[Source], dtype: torch.dtype) -> fl
     layers = region.members[0]
     weights = [(tuple(layer.weight.shape), _is_channels_last(layer.weight)) for layer in layers]
     path = cache.path_of("region", region.program, weights, inputs, dtype)
-    if path.name not in _known:
-        found = cache.read(path)
-        if not isinstance(found, float) or not 0 <= found < 1e6:
-            found = _measure(region, inputs, dtype)
-            cache.write(path, found)
-        _known[path.name] = found
-    return _known[path.name]
+    subject = f"a region of {len(layers)} dense layers, {inputs[0].shape}, {dtype}"
+    (ratio,) = cache.ratios(path, subject, lambda: _measure(region, inputs, dtype), _is_plausible, (0.0,))
+    return ratio
 
 
-def _measure(region: Region, inputs: Sequence[Source], dtype: torch.dtype) -> float:
-    """Shortest times of both, in turns, on copies of the modules; 0 where the engine cannot run the region."""
+def _is_plausible(found: Timing) -> bool:
+    return all(ratio <= MOST for ratio in found.ratios)
+
+
+def _measure(region: Region, inputs: Sequence[Source], dtype: torch.dtype) -> Timing:
+    """Torch and the engine in turns, on copies of the modules; 0 where the engine cannot run the region."""
     layers, offsets, norms = copied = copy.deepcopy(region.members)
     layout = (
         torch.channels_last if any(_is_channels_last(layer.weight) for layer in layers) else torch.contiguous_format
@@ -86,13 +86,14 @@ def _measure(region: Region, inputs: Sequence[Source], dtype: torch.dtype) -> fl
     try:
         execution = Execution(region.program, *copied, region.mode, dtype)
     except ValueError:
-        return 0.0
+        return Timing((0.0,), spread=0.0, rounds=0)
 
     def by_torch(sources: Sequence[Tensor]) -> tuple[Tensor, ...]:
         weights = [layer.weight for layer in layers]
         return interpret(region.program, sources, weights, [layer.bias for layer in offsets], norms, region.mode)
 
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+        # The region keeps the autocast of its caller: that is what is timed.
         sources = [
             torch.randn(source.shape)
             .to(memory_format=layout if len(source.shape) == 4 else torch.contiguous_format)
@@ -100,21 +101,11 @@ def _measure(region: Region, inputs: Sequence[Source], dtype: torch.dtype) -> fl
             for source in inputs
         ]
         sides: tuple[_Run, _Run] = (by_torch, execution)
-        times = [math.inf, math.inf]
-        began, rounds = time.perf_counter(), 0
-        while rounds < 2 or time.perf_counter() - began < SECONDS:
-            for side, run in enumerate(sides):
-                seconds = _seconds(run, sources)
-                times[side] = min(times[side], seconds if rounds else math.inf)
-            rounds += 1
-    return round(times[0] / times[1], 2)
+        return timing.compare([partial(_step, run, sources) for run in sides])
 
 
-def _seconds(run: _Run, sources: Sequence[Tensor]) -> float:
-    began = time.perf_counter()
-    outputs = run(sources)
-    torch.autograd.backward([output.float().sum() for output in outputs])
-    return time.perf_counter() - began
+def _step(run: _Run, sources: Sequence[Tensor]) -> None:
+    torch.autograd.backward([output.float().sum() for output in run(sources)])
 
 
 def _is_channels_last(weight: nn.Parameter) -> bool:
