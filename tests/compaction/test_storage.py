@@ -59,7 +59,9 @@ def test_both_storages_agree_bit_for_bit_where_torch_does_the_sums(recipe: str, 
     for storage in ("dense", "compact"):
         model, made, sparsifier = attached(storage, recipe, optimizer)
         train(model, made, range(40))
-        states.append((model.state_dict(), sparsifier.masks, sparsifier.state_dict(), made.state_dict()))
+        saved = sparsifier.state_dict()
+        assert bool(saved.pop("storage")) == (storage == "compact")
+        states.append((model.state_dict(), sparsifier.masks, saved, made.state_dict()))
     for dense, compact in zip(*states, strict=True):
         assert equal(dense, compact)
 
