@@ -519,4 +519,4 @@ def test_its_repr_is_a_line(storage: str) -> None:
 def test_its_repr_counts_what_is_left_dense() -> None:
     model = nn.Sequential(nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 32))
     sparsifier = regrow.attach(model, sgd(model), regrow.static(sparsity=0.5), exclude="2")
-    assert "1 layers, sparsity 0.5000 (0.2500 with what is left dense), 0 weight steps" in repr(sparsifier)
+    assert "1 layer, sparsity 0.5000 (0.2500 with what is left dense), 0 weight steps" in repr(sparsifier)
