@@ -115,8 +115,9 @@ class Sparsifier:
         dense = sum(weight.layer.size for weight in self._dense.values())
         of_all = f" ({self.sparsity * size / (size + dense):.4f} with what is left dense)" if dense else ""
         return (
-            f"<Sparsifier {names}: {len(self._layers)} layer{'s' * (len(self._layers) > 1)}, sparsity {self.sparsity:.4f}{of_all}, "
-            f"{self.weight_steps:,} weight steps, {self.num_updates:,} topology updates, {self._storage.name} storage"
+            f"<Sparsifier {names}: {len(self._layers)} layer{'s' * (len(self._layers) > 1)}, "
+            f"sparsity {self.sparsity:.4f}{of_all}, {self.weight_steps:,} weight steps, "
+            f"{self.num_updates:,} topology updates, {self._storage.name} storage"
             f"{'' if self in _attached else ', detached'}>"
         )
 
