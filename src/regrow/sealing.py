@@ -18,6 +18,8 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from regrow_files import json_of, open_file, shown
+
 LONGEST_LINE = 1000
 
 
@@ -38,16 +40,17 @@ def unseal(path: Path, kind: str, schema: int, device: torch.device | str = "cpu
         ValueError: the file is cut short, damaged, of another kind or schema, or holds what this library never writes
             (calls, compressed parts); says which.
     """
-    with path.open("rb") as file:
+    with open_file(path) as file:
         line = _line(path, file.readline(LONGEST_LINE))
+        if line["regrow"] != kind:
+            raise ValueError(f"{path} is a file of {line['regrow']}, a {kind} was expected")
+        if line["schema"] != schema:
+            schema_there = f"{path} has schema {line['schema']}, this version reads {schema}"
+            raise ValueError(f"{schema_there}: take the version it is of")
         packed = file.read()
-    if line["regrow"] != kind:
-        raise ValueError(f"{path} is a file of {line['regrow']}, a {kind} was expected")
-    if line["schema"] != schema:
-        raise ValueError(f"{path} has schema {line['schema']}, this version reads {schema}: take the version it is of")
     if len(packed) < line["bytes"]:
         raise ValueError(f"{path} is cut short: it has {len(packed):,} of {line['bytes']:,} bytes")
-    if len(packed) > line["bytes"] or digest(packed) != line["blake2b"]:
+    if len(packed) != line["bytes"] or digest(packed) != line["blake2b"]:
         raise ValueError(f"{path} is damaged: its content does not add up to its checksum")
     return unpack(path, packed, device)
 
@@ -61,8 +64,9 @@ def unpack(path: Path, packed: bytes, device: torch.device | str = "cpu") -> dic
     try:
         _check_packing(packed)
         content = torch.load(io.BytesIO(packed), map_location=device, weights_only=True)
+        _check_sizes(content)
     except Exception as error:  # torch's reader may raise anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = shown(str(error).splitlines()[0]) if str(error) else type(error).__name__
         raise ValueError(f"{path} is refused, nothing of it was run: {reason}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is refused: it holds a {type(content).__name__}, a dict was expected")
@@ -100,8 +104,8 @@ def _start() -> "hashlib.blake2b":
 
 def _line(path: Path, text: bytes) -> dict[str, Any]:
     try:
-        line = json.loads(text)
-    except (ValueError, RecursionError):
+        line = json_of(text)
+    except ValueError:
         line = None
     expected = {"regrow": str, "schema": int, "bytes": int, "blake2b": str}
     if not isinstance(line, dict) or {key: type(value) for key, value in line.items()} != expected:
@@ -110,8 +114,23 @@ def _line(path: Path, text: bytes) -> dict[str, Any]:
 
 
 def _check_packing(packed: bytes) -> None:
-    """A zip whose parts are stored as they are: compressed ones could be of any size."""
+    """A zip whose parts are stored as they are, each once: compressed or shared ones could be of any size."""
     with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+        left = len(packed)
         for part in archive.infolist():
-            if part.compress_type != zipfile.ZIP_STORED or part.file_size > len(packed):
-                raise ValueError(f"its part {part.filename!r} is compressed")
+            left -= part.file_size
+            if part.compress_type != zipfile.ZIP_STORED or left < 0:
+                raise ValueError(f"its part {part.filename!r} is compressed, or lies where another does")
+
+
+def _check_sizes(content: Any) -> None:
+    """Refuses tensors that are larger than what they are stored as, with a ValueError or RuntimeError."""
+    if isinstance(content, Tensor):
+        if content.numel() * content.element_size() > content.untyped_storage().nbytes():  # of a sparse one: no storage
+            raise ValueError(f"a tensor of shape {tuple(content.shape)} is larger than what it is stored as")
+    elif isinstance(content, dict):
+        for value in content.values():
+            _check_sizes(value)
+    elif isinstance(content, (list, tuple)):
+        for value in content:
+            _check_sizes(value)

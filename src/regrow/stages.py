@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from regrow.sealing import seal, unpack, unseal
+from regrow_files import open_file
 
 SCHEMA = 2  # files of the first had no checksum
 KIND = "stage"
@@ -69,9 +70,10 @@ class StageFolder:
 
 def _first_schema(file: Path) -> dict[str, Any] | None:
     """What lies in a file of the first schema, as torch.save alone wrote it; None in another."""
-    packed = file.read_bytes()
-    if not packed.startswith(b"PK"):
-        return None
+    with open_file(file) as content:
+        if content.read(2) != b"PK":
+            return None
+        packed = b"PK" + content.read()
     output = unpack(file, packed)
     version, settings = output.pop("version", None), output.pop("settings", None)
     if version != 1:

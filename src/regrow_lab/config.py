@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import posixpath
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,6 +26,8 @@ DENSE_ONLY = ("dense", "small-dense", "snfs", "rigl-struct")
 """Methods that compact storage is not for: nothing is masked, dense gradients at every step, whole channels."""
 STARTS = {"rigl": ("rigl-sm", "rigl-sm-densities"), "imp": ("trained", "reinitialized", "shuffled")}
 """Method -> what else than its own beginning it can start from."""
+MOST_SEEDS = 1000
+"""Of a study: its runs are all listed before the first is trained."""
 IMP_FRACTION = 0.2
 """Share of the alive weights that a round of iterative pruning takes."""
 
@@ -42,7 +45,7 @@ class RunConfig:
     model: str = "lenet-300-100"
     """Network, by name."""
     data: str = "digits"
-    """Data set, by name."""
+    """Data set, by name: that of a published one, or of a folder or text under the folder of all data."""
     method: str = "dense"
     """dense, small-dense, static, set, rigl, rigl-struct, snfs, rigl-sg, rigl-sm, pruning, snip, grasp, obd, lottery
     (the masks of a pruning run) or imp (iterative pruning)."""
@@ -123,6 +126,7 @@ class RunConfig:
         for field in dataclasses.fields(self):
             if field.type in KINDS:
                 object.__setattr__(self, field.name, _as_kind(getattr(self, field.name), KINDS[str(field.type)]))
+        object.__setattr__(self, "data", data_name(self.data))
         _one_of("method", self.method, METHODS)
         if isinstance(self.multiplier, float) and self.multiplier.is_integer():
             object.__setattr__(self, "multiplier", int(self.multiplier))  # 2.0 is the same run as 2
@@ -271,6 +275,23 @@ def _as_kind(value: Any, kind: type[int] | type[float]) -> Any:
     except (TypeError, ValueError, OverflowError):
         return value
     return same if same == value else value
+
+
+def data_name(given: str) -> str:
+    """The one name of a data set: of a folder under that of all data, without detours.
+
+    Raises ValueError for a name that leads elsewhere, or has characters that are not shown.
+
+    >>> data_name("birds/./small/"), data_name("fish/../birds")
+    ('birds/small', 'birds')
+    """
+    name = posixpath.normpath(given)
+    if not given or not given.isprintable() or posixpath.isabs(name) or name.split("/")[0] == "..":
+        raise ValueError(
+            f"data {given!r} is no name of a data set: give that of a folder or file under the folder of all data, and "
+            "set REGROW_DATA to the latter"
+        )
+    return name
 
 
 def check_seconds(name: str, seconds: float) -> None:

@@ -1,19 +1,22 @@
-"""What stands in config.json and result.json: of what kind each value must be for tables and figures to work on it."""
+"""What stands in config.json, result.json and study.json: of what kind and size each value is."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from regrow_lab.config import RunConfig
+from regrow_lab.config import MOST_SEEDS, RunConfig
 
 Kinds = Mapping[str, tuple[type, ...]]
 
 LARGEST = 2**63
+LONGEST = {str: 4096, dict: 10_000, list: 1_000_000}
+"""Characters and entries that a value has at most."""
 NUMBER, TEXT, TABLE, NOTHING = (int, float), (str,), (dict,), type(None)
 
 
@@ -48,6 +51,19 @@ STUDY: Kinds = {
     "seeds": (int,),
     **dict.fromkeys(("scale", "data", "storage", "precision"), TEXT),
 }
+RANGES: Mapping[str, tuple[float, float]] = {
+    "seeds": (1, MOST_SEEDS),
+    **dict.fromkeys(("test_accuracy", "validation_accuracy"), (0, 100)),
+    **dict.fromkeys(("sparsity", "densities"), (0, 1)),
+    **dict.fromkeys(
+        ("seconds", "samples_per_second", "train_ratio", "test_ratio", "earlier_train_ratio"), (0, LARGEST)
+    ),
+    **dict.fromkeys(("dense_flops", "sparse_flops", "mean_sparse_flops", "train_flops"), (0, LARGEST)),
+    **dict.fromkeys(("steps", "weight_steps", "updates", "diverged_at", "sparse_flops_by_epoch"), (0, LARGEST)),
+}
+"""Lowest and highest number, where not any will do."""
+NEEDED = ("status", "test_accuracy", "diverged_at", "train_ratio", "seconds")
+"""What every result has."""
 NUMBERS_ONLY = {"densities": NUMBER, "wall": NUMBER, "sparse_flops_by_epoch": NUMBER}
 
 
@@ -68,9 +84,21 @@ def check(
                 _check_value(path, f"{name}.{part}", value, NUMBERS_ONLY[name], remedy)
 
 
+def check_config(path: Path, fields: Mapping[str, Any]) -> None:
+    """The same of a configuration, whose values are those of a run; how its data set is called is left alone."""
+    check(path, fields, CONFIG)
+    try:
+        RunConfig(**{name: fields[name] for name in CONFIG if name in fields and name != "data"})
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}; delete the run's folder to have it done again") from None
+
+
 def check_result(path: Path, fields: Mapping[str, Any]) -> None:
     """The same of a result, which has an accuracy if it says that the run came to its end."""
     check(path, fields, RESULT)
+    missing = [name for name in NEEDED if name not in fields]
+    if missing:
+        raise ValueError(f"{path} has no field {missing[0]!r}: delete the run's folder to have it done again")
     if fields.get("status") == "finished" and fields.get("test_accuracy") is None:
         raise ValueError(f"{path} is damaged: a finished run has an accuracy; delete the run's folder to have it anew")
 
@@ -80,3 +108,9 @@ def _check_value(path: Path, name: str, value: Any, kind: tuple[type, ...], reme
         expected = " or ".join("null" if each is NOTHING else each.__name__ for each in kind)
         given = f"a {type(value).__name__}" if isinstance(value, (dict, list)) else f"{value!r:.40}"
         raise ValueError(f"{path} is damaged: {name} is {given}, expected {expected}; {remedy}")
+    if isinstance(value, (str, dict, list)) and len(value) > LONGEST[type(value)]:
+        raise ValueError(f"{path} is damaged: {name} has {len(value):,} entries; {remedy}")
+    low, high = RANGES.get(name.partition(".")[0], (-math.inf, math.inf))
+    if type(value) in NUMBER and not low <= value <= high:
+        expected = f"{low} or more" if high == LARGEST else f"a number from {low} to {high:,}"
+        raise ValueError(f"{path} is damaged: {name} is {value}, expected {expected}; {remedy}")

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from regrow_files import TEXT, content_of, json_of, open_file
 from regrow_lab import schema
 from regrow_lab.commands import study_command, train_command
 from regrow_lab.config import RunConfig
@@ -26,6 +27,7 @@ SCHEMA = 1
 DEFAULTS = RunConfig().to_dict()
 PARTS = ("runs", "report", "tune", "slurm", "again", "error.txt")
 """What may stand in the folder of a study beside study.json."""
+LONGEST_HOLDER = 1000
 
 
 class ClaimedError(Exception):
@@ -97,17 +99,24 @@ def read_run(folder: Path) -> StoredRun:
 
     Raises ValueError if `folder` is not the folder of a run or a file in it cannot be understood.
     """
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").exists():
         raise ValueError(
             f"{folder} is not a run folder (it has no config.json): give one of the folders under DIR/runs"
         )
     config = read_json(folder / "config.json", f"delete the run's folder, and {_maker(folder)} does it anew")
-    schema.check(folder / "config.json", config, schema.CONFIG)
-    remedy = f"delete it, and {_maker(folder, config)} trains the run anew"
-    result = read_json(folder / "result.json", remedy) if is_finished(folder) else None
-    if result is not None:
-        schema.check_result(folder / "result.json", result)
-    return StoredRun(folder, config, _read_metrics(folder / "metrics.jsonl"), result)
+    schema.check_config(folder / "config.json", config)
+    result = read_result(folder, config) if is_finished(folder) else None
+    metrics = _read_metrics(folder / "metrics.jsonl")
+    if result is not None and metrics is not None:
+        _check_whole(folder / "metrics.jsonl", metrics, result.get("steps"))
+    return StoredRun(folder, config, metrics or [], result)
+
+
+def read_result(folder: Path, config: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The result of a finished run, whose configuration may be known. Raises ValueError if it cannot be understood."""
+    result = read_json(folder / "result.json", f"delete it, and {_maker(folder, config)} trains the run anew")
+    schema.check_result(folder / "result.json", result)
+    return result
 
 
 def _maker(folder: Path, config: dict[str, Any] | None = None) -> str:
@@ -135,7 +144,7 @@ def write_config(folder: Path, config: RunConfig) -> None:
         write_json(path, config.to_dict())
         return
     stored = read_json(path)
-    schema.check(path, stored, schema.CONFIG)
+    schema.check_config(path, stored)
     stored.pop("schema")
     if RunConfig.from_dict(stored) != config:
         raise ValueError(f"{path} is of another run than {config.run_id}: give another folder with --out")
@@ -210,9 +219,10 @@ def writing(path: Path) -> Iterator[None]:
 
 def read_json(path: Path, remedy: str = "delete it, and the same command makes it anew") -> dict[str, Any]:
     """The object that `write_json` wrote. Raises ValueError, with the remedy, if it is broken or of another schema."""
+    content = content_of(path, TEXT)
     try:
-        fields = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
+        fields = json_of(content)
+    except ValueError as error:
         raise ValueError(f"{path} is not readable JSON ({error}): {remedy}") from None
     if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
         given = fields.get("schema") if isinstance(fields, dict) else None
@@ -241,21 +251,21 @@ def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def append_line(path: Path, row: dict[str, Any]) -> None:
     """Add a row to such a file."""
-    with writing(path), path.open("a") as file:
-        file.write(_line(row))
+    with writing(path), open_file(path, "ab") as file:
+        file.write(_line(row).encode())
 
 
 def _line(row: dict[str, Any]) -> str:
     return json.dumps({"schema": SCHEMA, **row}) + "\n"
 
 
-def _read_metrics(path: Path) -> list[dict[str, Any]]:
+def _read_metrics(path: Path) -> list[dict[str, Any]] | None:
     if not path.exists():
-        return []
-    lines = path.read_text().split("\n")[:-1]  # what stands behind the last newline was being written
+        return None
+    lines = content_of(path, TEXT).split(b"\n")[:-1]  # what stands behind the last newline was being written
     try:
-        rows = [json.loads(line) for line in lines]
-    except (ValueError, RecursionError) as error:
+        rows = [json_of(line) for line in lines]
+    except ValueError as error:
         raise ValueError(
             f"{path} has a line that is no JSON ({error}): delete the run's folder to have it done again"
         ) from None
@@ -264,6 +274,17 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
             f"{path} has a line that is no object of schema {SCHEMA}: delete the run's folder to have it done again"
         )
     return rows
+
+
+def _check_whole(path: Path, rows: list[dict[str, Any]], steps: int | None) -> None:
+    """Refuse the metrics of a finished run that lack epochs, or have some twice: its result says where it ended."""
+    last = rows[-1].get("step") if rows else 0
+    in_order = [row.get("epoch") for row in rows] == list(range(1, len(rows) + 1))
+    if not in_order or steps not in (None, last):
+        raise ValueError(
+            f"{path} has {len(rows)} lines up to step {last!r:.40}, not the epochs of a run of {steps} steps: "
+            "put it back as it was, or delete it, as tables and figures do without it"
+        )
 
 
 @contextmanager
@@ -290,7 +311,7 @@ def claim(folder: Path) -> Iterator[None]:
                 path.unlink(missing_ok=True)
 
 
-def _is_at(path: Path, file: IO[str]) -> bool:
+def _is_at(path: Path, file: IO[bytes]) -> bool:
     """Whether an open file is the one that stands at `path`."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
@@ -298,10 +319,10 @@ def _is_at(path: Path, file: IO[str]) -> bool:
         return False
 
 
-def _locked(path: Path) -> IO[str]:
+def _locked(path: Path) -> IO[bytes]:
     """The file of a lock, held. What is held must be what stands at `path`, not what its last holder took away."""
     while True:
-        file = path.open("a+")
+        file = open_file(path, "a+b")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_at(path, file):
@@ -309,7 +330,7 @@ def _locked(path: Path) -> IO[str]:
         except BlockingIOError:
             with file:
                 file.seek(0)
-                holder = file.read().strip() or "another process"
+                holder = file.read(LONGEST_HOLDER).decode(errors="replace").strip() or "another process"
             raise ClaimedError(f"{path.parent.name} is under way in {holder}") from None
         except BaseException:
             file.close()

@@ -63,7 +63,7 @@ def train(
     folder = store.run_folder(directory, config)
     if store.is_finished(folder):
         store.sweep(folder)
-        return store.read_json(folder / "result.json")
+        return store.read_result(folder)
     origin, needed = None, config.prerequisite
     if needed is not None:
         home = _home(directory, needed)
@@ -84,7 +84,7 @@ def train(
     with store.claim(folder):
         if store.is_finished(folder):
             ranks.told(FINISHED)
-            return store.read_json(folder / "result.json")
+            return store.read_result(folder)
         store.write_config(folder, config)
         path = folder / "checkpoint.pt"
         if path.exists():
@@ -118,7 +118,7 @@ def train(
         store.write_json(folder / "result.json", result)
     ranks.told(FINISHED)
     store.sweep(folder)
-    return store.read_json(folder / "result.json")
+    return store.read_result(folder)
 
 
 def _follow(training: Training, folder: Path) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def _follow(training: Training, folder: Path) -> dict[str, Any]:
             training.run_epoch(lambda: None)
         ranks.check_masks(training.weights()["masks"])
         ranks.told(0)
-    return store.read_json(folder / "result.json")
+    return store.read_result(folder)
 
 
 def _home(directory: Path, needed: RunConfig) -> Path:

@@ -26,12 +26,22 @@ with store.claim(Path(sys.argv[1])):
 """
 
 
+RESULT = {
+    "status": "diverged",
+    "test_accuracy": None,
+    "diverged_at": 7,
+    "train_ratio": 1.0,
+    "seconds": 0.5,
+    "steps": 42,
+}
+
+
 def stored_run(directory: Path, config: RunConfig) -> Path:
     folder = store.run_folder(directory, config)
     with store.claim(folder):
         store.write_config(folder, config)
-        (folder / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n')
-        store.write_json(folder / "result.json", {"status": "diverged"})
+        (folder / "metrics.jsonl").write_text('{"epoch": 1, "step": 21}\n{"epoch": 2, "step": 42}\n')
+        store.write_json(folder / "result.json", RESULT)
     return folder
 
 
@@ -42,8 +52,8 @@ def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
     [run] = store.read_runs(tmp_path)
     assert run.folder == folder == tmp_path / "runs" / config.run_id
     assert run.config == {"schema": 1, **config.to_dict()}
-    assert run.metrics == [{"epoch": 1}, {"epoch": 2}]
-    assert run.result == {"schema": 1, "status": "diverged"}
+    assert run.metrics == [{"epoch": 1, "step": 21}, {"epoch": 2, "step": 42}]
+    assert run.result == {"schema": 1, **RESULT}
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "metrics.jsonl", "result.json"]
 
 
@@ -74,6 +84,79 @@ def test_a_file_is_replaced_whole_or_stays(tmp_path: Path) -> None:
         store.write_whole(path, fail_halfway)
     assert json.loads(path.read_text()) == {"schema": 1, "a": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
+
+
+LINES = [b'{"epoch": 1, "step": 21}\n', b'{"epoch": 2, "step": 42}\n']
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [[], LINES[:1], LINES[1:], LINES * 2, LINES[:1] + LINES, LINES[::-1], [LINES[0], LINES[1][:-1]], [b"{}\n"]],
+    ids=["emptied", "cut", "beheaded", "doubled", "a line twice", "turned round", "cut by a byte", "without numbers"],
+)
+def test_metrics_that_do_not_lead_to_the_result(lines: list[bytes], tmp_path: Path) -> None:
+    path = stored_run(tmp_path, RunConfig()) / "metrics.jsonl"
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(ValueError, match=rf"^{path} has \d lines up to step .* put it back as it was, or delete it"):
+        store.read_runs(tmp_path)
+    path.unlink()
+    [run] = store.read_runs(tmp_path)  # as those are that were stored without
+    assert run.metrics == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("metrics.jsonl", b'{"epoch": "\xff"}\n', r"has a line that is no JSON \(byte 11 is no UTF-8\): delete"),
+        ("metrics.jsonl", b'{"epoch": NaN}\n', r"no JSON \(NaN is no finite number\)"),
+        ("metrics.jsonl", b"[1]\n", "no object of schema 1"),
+        ("result.json", b'{"schema": 1, "seconds": NaN}', r"not readable JSON \(NaN is no finite number\)"),
+        ("result.json", b'{"schema": 1, "seconds": 1e999}', r"not readable JSON \(1e999 is no finite number\)"),
+        ("result.json", b'{"schema": 1, "schema": 1}', r"not readable JSON \(a name stands twice in one object\)"),
+        ("result.json", b'{"schema": 1}', "has no field 'status'"),
+        ("config.json", b'{"schema": 1, "seed": ' + b"9" * 5000 + b"}", "not readable JSON .Exceeds the limit"),
+        ("config.json", b'{"schema": 1, "seed": -1}', "damaged: seed must be 0 or more, .*given -1; delete"),
+        ("config.json", b'{"schema": 1, "method": "x"}', "damaged: unknown method 'x'"),
+        ("config.json", b'{"schema": 1, "model": "' + b"x" * 5000 + b'"}', "damaged: model has 5,000 entries"),
+    ],
+)
+def test_a_file_of_a_run_that_is_refused_is_named(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    path = stored_run(tmp_path, RunConfig()) / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{path} .*{message}"):
+        store.read_runs(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("test_accuracy", 100.1),
+        ("test_accuracy", -1),
+        ("sparsity", 1.5),
+        ("densities", {"fc1.weight": -0.1}),
+        ("seconds", -1e-9),
+        ("steps", -42),
+        ("steps", True),
+        ("train_ratio", 1e300),
+        ("densities", {str(number): 0.5 for number in range(10_001)}),
+    ],
+)
+def test_a_result_that_cannot_be(field: str, value: object, tmp_path: Path) -> None:
+    path = stored_run(tmp_path, RunConfig()) / "result.json"
+    store.write_json(path, RESULT | {field: value})
+    with pytest.raises(
+        ValueError, match=f"^{path} is damaged: {field}.* delete the run's folder to have it done again"
+    ):
+        store.read_runs(tmp_path)
+
+
+@pytest.mark.parametrize("seeds", [0, -3, 10**18, 2**70, 1001, 3.0, True, "3"])
+def test_a_number_of_seeds_that_no_study_has(seeds: object, tmp_path: Path) -> None:
+    store.write_json(tmp_path / "study.json", {"study": "digits", "seeds": seeds})
+    with pytest.raises(
+        ValueError, match=r"study.json is damaged: seeds is .*, expected .*and the study's command makes"
+    ):
+        store.read_study(tmp_path)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ import torch
 
 from regrow.compaction import native, timing
 from regrow.compaction.timing import Timing
+from regrow_files import content_of, json_of
 
 VARIABLE = "REGROW_CACHE"
 """Environment variable: the folder; by default regrow in the user's cache folder."""
@@ -176,10 +177,8 @@ def _found(path: Path, count: int) -> Record | str | None:
     if not path.exists():
         return None
     try:
-        if not path.is_file() or path.stat().st_size > MOST_BYTES:
-            return "no file of a few lines"
-        return _record(json.loads(path.read_bytes()), count)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        return _record(json_of(content_of(path, MOST_BYTES)), count)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         return f"{type(error).__name__}: {error}".splitlines()[0][:100]
 
 

@@ -22,6 +22,7 @@ from regrow.compaction.weights import indices_of, scatter
 from regrow.layers import unwrap
 from regrow.sealing import digest_of
 from regrow.state import pack, unpack
+from regrow_files import check_readable, json_of, shown
 
 FORMAT = "regrow compact 2"
 WITHOUT_CHECKSUM = "regrow compact 1"
@@ -121,15 +122,14 @@ def load_compact(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, tuple[int, ...]]]:
     library = _safetensors()
+    check_readable(path)
     try:
         with library.safe_open(os.fspath(path), framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        found = json.loads(metadata.get("shapes", "null"))
-    except FileNotFoundError:
-        raise
+        found = json_of(metadata.get("shapes", "null").encode())
     except Exception as error:  # a broken file may raise anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = shown(str(error).splitlines()[0]) if str(error) else type(error).__name__
         raise ValueError(f"{os.fspath(path)} is no sound safetensors file: {reason}") from error
     form = metadata.get("format")
     _expect(form in (FORMAT, WITHOUT_CHECKSUM), f"its format is {form!r}, '{FORMAT}' was expected")
@@ -176,7 +176,7 @@ def _indices(name: str, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> 
 
 def _expect(condition: bool, found: str) -> None:
     if not condition:
-        raise ValueError(f"this file does not fit: {found}; it is damaged or was saved from another model")
+        raise ValueError(f"this file does not fit: {shown(found)}; it is damaged or was saved from another model")
 
 
 def _safetensors() -> ModuleType:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from regrow_files import content_of
 from regrow_lab.config import RunConfig
 from regrow_lab.data.augment import AUGMENTATIONS, PADDING, Augmentation, crop_flip
 from regrow_lab.data.batches import Images, Parts, Pixels, StreamedImages, Vectors, Windows, held_out
@@ -212,7 +213,7 @@ def _load_text(name: str, device: torch.device, root: Path) -> Text:
             f"{name} is not in {root} (looked for {', '.join(names)}): put it there, or set REGROW_DATA to the folder "
             "that holds it"
         )
-    content = torch.frombuffer(bytearray(path.read_bytes() or b"\0"), dtype=torch.uint8).to(device)
+    content = torch.frombuffer(bytearray(content_of(path) or b"\0"), dtype=torch.uint8).to(device)
     border = int(TEXT_TRAIN_SHARE * len(content))
     return Text(content[:border], content[border:], name)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from regrow_files import check_readable
 from regrow_lab.data.source import Decoded, Source, fingerprint
 from regrow_lab.store import read_json, write_json, write_whole
 
@@ -87,6 +88,7 @@ def _short(name: str) -> str:
 
 def _load(path: Path, key: str) -> Decoded | None:
     try:
+        check_readable(path)
         stored = torch.load(path, weights_only=True, mmap=True)
         if (stored["schema"], stored["key"]) != (SCHEMA, key):
             return None

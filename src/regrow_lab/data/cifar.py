@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from regrow_files import content_of, open_file
 from regrow_lab.data.pickles import read_pickle
 from regrow_lab.data.source import Decoded, Source, check_file
 
@@ -121,7 +122,7 @@ def _reader(archive: Archive, contents: Contents, path: Path) -> Callable[[], De
 def _unpacked(archive: Archive, folder: Path) -> Iterator[tuple[str, bytes]]:
     for name, md5 in (*archive.train, *archive.test):
         path = folder / name
-        content = path.read_bytes()
+        content = content_of(path)
         if md5 is not None and hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
             raise ValueError(f"{path} is not the published file (its MD5 is not {md5}): unpack {archive.name} again")
         yield name, content
@@ -132,10 +133,10 @@ def _packed(archive: Archive, path: Path) -> Iterator[tuple[str, bytes]]:
     check_file(path, archive.size, archive.md5)
     wanted = {f"{archive.folder}/{name}": name for name, _ in (*archive.train, *archive.test)}
     try:
-        with tarfile.open(path) as opened:
-            for member in opened:
+        with open_file(path) as file, tarfile.open(fileobj=file) as members:
+            for member in members:
                 name = wanted.pop(member.name.removeprefix("./"), None)
-                content = opened.extractfile(member) if name is not None else None
+                content = members.extractfile(member) if name is not None else None
                 if name is not None and content is not None:
                     yield name, content.read()
     except (tarfile.TarError, EOFError, OSError) as error:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
+from regrow_files import open_file
 from regrow_lab.data.source import md5_of
 
 BLOCK = 1 << 16
@@ -88,7 +89,7 @@ def _receive(download: Download, part: Path, progress: Callable[[int, int | None
             have = 0  # the server sends the whole file
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length else download.size
-        with part.open("ab" if have else "wb") as file:
+        with open_file(part, "ab" if have else "wb") as file:
             progress(have, total)
             while block := answer.read(BLOCK):
                 file.write(block)

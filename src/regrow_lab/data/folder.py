@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regrow_files import open_file
 from regrow_lab.data.source import Decoded, Source, with_fewest_channels
 
 UNPACKED = ".image"
@@ -129,7 +130,7 @@ def decode_file(path: Path, image_size: int = 0) -> Tensor:
     except ImportError:
         raise ValueError("image folders are read with pillow, which is not installed: pip install pillow") from None
     try:
-        with Image.open(path) as opened:
+        with open_file(path) as file, Image.open(file) as opened:
             image = eight_bits(opened).convert("RGB")
     except Exception as error:  # a broken image may raise anything, and one of too many pixels is refused by pillow
         raise ValueError(f"{path} is no image that can be read ({error}): repair or delete it") from None
@@ -176,7 +177,7 @@ def check_one_size(files: Sequence[Path], looked_at: int = 64) -> None:
     sizes: dict[tuple[int, int], Path] = {}
     for path in files[:: max(1, len(files) // looked_at)]:
         try:
-            with Image.open(path) as opened:
+            with open_file(path) as file, Image.open(file) as opened:
                 sizes.setdefault(opened.size, path)
         except Exception as error:  # as in decode_file
             raise ValueError(f"{path} is no image that can be read ({error}): repair or delete it") from None

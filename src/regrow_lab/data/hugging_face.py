@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
+from regrow_files import open_file
 from regrow_lab.data.folder import (
     TEST_NAMES,
     UNPACKED,
@@ -27,7 +28,8 @@ from regrow_lab.store import read_json, write_json
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "fine_label", "labels")
-MOST_CLASSES = 2**31
+MOST_CLASSES = 2**17
+"""A folder is made for each, and a row of the net's last layer. (ImageNet-21k has 21,841.)"""
 ROWS = "rows.json"
 """In a folder of unpacked images: how many each part has."""
 
@@ -145,7 +147,8 @@ def _columns(path: Path) -> tuple[Any, Any]:
             f"{path} is read with pyarrow and pillow, and {error.name} is not installed: pip install pyarrow pillow"
         ) from None
     try:
-        table = parquet.read_table(path) if path.suffix == ".parquet" else _read_arrow(path, ipc)
+        with open_file(path) as file:
+            table = parquet.read_table(file) if path.suffix == ".parquet" else _read_arrow(file, ipc)
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} is truncated or broken ({reason}): get it again") from None
@@ -189,9 +192,8 @@ def _opened(content: bytes, path: Path, row: int) -> Iterator[Any]:
         raise ValueError(f"{path}: the image of row {row} cannot be read ({reason}): get it again") from None
 
 
-def _read_arrow(path: Path, ipc: Any) -> Any:
+def _read_arrow(file: IO[bytes], ipc: Any) -> Any:
     """A table from the stream format, which the library writes, or the file format."""
-    with path.open("rb") as file:
-        is_file_format = file.read(6) == b"ARROW1"
-        file.seek(0)
-        return (ipc.open_file(file) if is_file_format else ipc.open_stream(file)).read_all()
+    is_file_format = file.read(6) == b"ARROW1"
+    file.seek(0)
+    return (ipc.open_file(file) if is_file_format else ipc.open_stream(file)).read_all()

@@ -66,8 +66,8 @@ class ImageSet:
                     f"{source.folder} has {size:,} {part} images and {_times(tuple(labels.shape)) or 'no'} labels of "
                     f"them; expected one an image: get it again"
                 )
-            counts = labels.bincount(minlength=self.num_classes) if labels.min() >= 0 else labels
-            if len(counts) != self.num_classes or not counts.all():
+            inside = bool(((labels >= 0) & (labels < self.num_classes)).all())
+            if not inside or not labels.bincount(minlength=self.num_classes).all():
                 raise ValueError(
                     f"{source.folder}: the labels are not 0 to {self.num_classes - 1}; {self.title} has "
                     f"{self.num_classes} classes: get it again"
@@ -154,8 +154,8 @@ IMAGE_SETS = {
             folders=("mnist", "MNIST"),
             finders=(partial(find_idx, MNIST), find_image_folder, find_hugging_face),
             downloads=tuple(
-                Download(f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}", "mnist", None, md5)
-                for name, md5 in MNIST.items()
+                Download(f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}.gz", "mnist", None, md5)
+                for name, (md5, _) in MNIST.items()
             ),
         ),
         ImageSet(
@@ -170,9 +170,9 @@ IMAGE_SETS = {
             finders=(partial(find_idx, FASHION_MNIST), find_image_folder, find_hugging_face),
             downloads=tuple(
                 Download(
-                    f"http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/{name}", "fashion-mnist", None, md5
+                    f"http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/{name}.gz", "fashion-mnist", None, md5
                 )
-                for name, md5 in FASHION_MNIST.items()
+                for name, (md5, _) in FASHION_MNIST.items()
             ),
         ),
     )

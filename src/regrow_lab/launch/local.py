@@ -291,7 +291,9 @@ def _in_words(error: Exception, folder: Path) -> str:
     said, path = f"{type(error).__name__}: {error}", folder / "error.txt"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(traceback.format_exception(error)))
+        store.write_whole(
+            path, lambda file: file.write("".join(traceback.format_exception(error)).encode(errors="backslashreplace"))
+        )
     except OSError:
         return said
     return f"{said} (see {path})"

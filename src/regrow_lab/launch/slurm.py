@@ -14,7 +14,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from regrow_files import open_file
 from regrow_lab import store
 from regrow_lab.config import RunConfig
 from regrow_lab.launch.local import Local
@@ -193,7 +195,7 @@ class _Watch:
             folder = store.run_folder(self.directory, run)
             if store.is_finished(folder):
                 del self.left[name]
-                result = store.read_json(folder / "result.json")
+                result = store.read_result(folder)
                 self.outcome.count(run, result)
                 self.progress.run(None, run, result)
 
@@ -205,13 +207,13 @@ class _Watch:
         starved = state == "OUT_OF_MEMORY" or _says_out_of_memory(self._log(job))
         state = "OUT_OF_MEMORY" if starved else state
         path = outcome_file(self.directory, job)
-        failed = store.read_json(path)["failed"] if path.exists() and not starved else {}
+        failed = _table(path, "failed") if path.exists() and not starved else {}
         said = {"OUT_OF_MEMORY": "ran out of memory", "GONE": "is no longer known to SLURM", "COMPLETED": "ended"}.get(
             state, f"ended as {state}"
         )
         for run in runs:
             if run.run_id in failed:
-                self._fail(run, failed[run.run_id])
+                self._fail(run, str(failed[run.run_id]))
             elif state == "CANCELLED":
                 self._fail(run, f"its job {job} was cancelled")
             else:
@@ -288,13 +290,25 @@ class _Watch:
 def _recorded_jobs(directory: Path) -> dict[str, list[str]]:
     """Job -> its runs, of all that were ever submitted for this folder."""
     files = sorted((directory / "slurm").glob("array-*.json"))
-    return {job: runs for file in files for job, runs in store.read_json(file)["jobs"].items()}
+    return {job: list(map(str, runs)) for file in files for job, runs in _table(file, "jobs").items()}
+
+
+def _table(path: Path, name: str) -> dict[str, Any]:
+    """What such a file says of each job or run. Raises ValueError if it says nothing of the kind."""
+    found = store.read_json(path).get(name)
+    if not isinstance(found, dict) or not all(
+        isinstance(each, (str, list)) and "/" not in key for key, each in found.items()
+    ):
+        raise ValueError(
+            f"{path} is damaged: it has no {name} by their names; delete it, and what it said is done again"
+        )
+    return found
 
 
 def _says_out_of_memory(log: Path) -> bool:
     if not log.exists():
         return False
-    with log.open("rb") as file:
+    with open_file(log) as file:
         file.seek(max(0, log.stat().st_size - LOG_END))
         end = file.read().decode(errors="replace").lower()
     return any(words in end for words in OUT_OF_MEMORY)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from regrow_files import open_file
 from regrow_lab import store
 from regrow_lab.commands import words_of
 from regrow_lab.config import RunConfig
@@ -83,7 +84,7 @@ class Torchrun:
         log = folder / "torchrun.log"
         code = 0 if store.is_finished(folder) else _run(self.command(run, directory), log)
         if store.is_finished(folder):
-            result = store.read_json(folder / "result.json")
+            result = store.read_result(folder)
             outcome.count(run, result)
             progress.run(None, run, result)
             return True
@@ -106,7 +107,7 @@ class Torchrun:
 
 def _run(command: Sequence[str], log: Path) -> int:
     """The exit code of torchrun. Where this is interrupted, its processes write their checkpoints and end."""
-    with log.open("a") as file:
+    with open_file(log, "ab") as file:
         # In a session of its own, so that Ctrl-C asks the processes to stop once, not twice, which would be at once.
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT, start_new_session=True

@@ -48,7 +48,9 @@ def in_a_line(error: Exception, directory: Path) -> str:
     said = f"{type(error).__name__}: {' '.join(str(error).split())}"
     path = directory / "error.txt"
     try:
-        path.write_text("".join(traceback.format_exception(error)))
+        store.write_whole(
+            path, lambda file: file.write("".join(traceback.format_exception(error)).encode(errors="backslashreplace"))
+        )
     except OSError:
         return said
     return f"{said} (see {path})"

@@ -16,6 +16,7 @@ from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from regrow_files import json_of, open_file
 from regrow_lab import store
 from regrow_lab.tuning.errors import SearchError
 
@@ -35,7 +36,7 @@ class JournalFile(BaseJournalBackend):
         self.path = path
         self.offsets = {0: 0}
         self.read_to = 0
-        with store.writing(path), path.open("ab") as file:
+        with store.writing(path), open_file(path, "ab") as file:
             self.identity = _identity(file)
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
@@ -47,7 +48,7 @@ class JournalFile(BaseJournalBackend):
             content = file.read()
         for number, line in enumerate(content.split(b"\n")[:-1], log_number_from + 1):
             try:
-                log = json.loads(line)
+                log = json_of(line)
             except ValueError:
                 log = None
             if not isinstance(log, dict) or "op_code" not in log:
@@ -84,7 +85,7 @@ class JournalFile(BaseJournalBackend):
     @contextmanager
     def _opened(self) -> Iterator[IO[Any]]:
         try:
-            file = self.path.open("r+b", buffering=0)
+            file = open_file(self.path, "r+b", buffering=0)
         except FileNotFoundError:
             file = None
         if file is None or _identity(file) != self.identity:
@@ -139,7 +140,7 @@ class Journal(JournalStorage, BaseHeartbeat):
             raise file.damaged(f"{type(error).__name__}: {error}") from None
         self.folder = folder
         self.heartbeat_seconds = heartbeat_seconds
-        self.held: dict[int, IO[str]] = {}
+        self.held: dict[int, IO[bytes]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError("a journal is opened by each process for itself")
@@ -147,7 +148,7 @@ class Journal(JournalStorage, BaseHeartbeat):
     @contextmanager
     def beginning(self) -> Iterator[None]:
         """Held by one worker at a time, and freed if it dies."""
-        with (self.folder / "beginning").open("w") as file:
+        with open_file(self.folder / "beginning", "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
@@ -156,7 +157,7 @@ class Journal(JournalStorage, BaseHeartbeat):
         if trial_id not in self.held:
             for other in list(self.held):
                 self.release(other)
-            file = self._lock(trial_id).open("w")
+            file = open_file(self._lock(trial_id), "wb")
             fcntl.flock(file, fcntl.LOCK_EX)
             self.held[trial_id] = file
 
@@ -176,7 +177,7 @@ class Journal(JournalStorage, BaseHeartbeat):
         if trial._trial_id in self.held:
             return False
         try:
-            with self._lock(trial._trial_id).open("r+") as file:
+            with open_file(self._lock(trial._trial_id), "r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
