@@ -2,12 +2,14 @@
 
 import copy
 import dataclasses
+import functools
 import io
+import math
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import convnet, mlp, sgd, train
 
@@ -109,7 +111,24 @@ LAYER = ("layers", "0.weight")
         ((*LAYER, "mask"), torch.zeros(35, dtype=torch.uint8), "is not 36 bytes"),
         ((*LAYER, "mask"), torch.zeros(36), "is not 36 bytes"),
         ((*LAYER, "mask"), torch.zeros(36, dtype=torch.uint8), "has no alive weight"),
+        ((*LAYER, "mask"), torch.zeros(36, dtype=torch.uint8, device="meta"), "is not 36 bytes"),
+        ((*LAYER, "mask"), torch.ones(36, dtype=torch.uint8).to_sparse(), "is not 36 bytes"),
         ((*LAYER, "alive_steps"), -5, "'alive_steps'"),
+        ((*LAYER, "alive_steps"), 0, r"'alive_steps' of '0\.weight' is 0, expected 280 to 280"),
+        ((*LAYER, "alive_steps"), True, "'alive_steps' .* is True"),
+        (("seed",), -1, "'seed' is -1"),
+        (("weight_steps",), True, "'weight_steps' is True"),
+        pytest.param(("weight_steps",), 10**5000, "'weight_steps' is a number of 16610 bits", id="long"),
+        (("weight_steps",), 9, r"'alive_steps' of '0\.weight' is 280, expected 504 to 504"),
+        (("num_updates",), 0, "it counts 0 updates where the schedule has 1 in 5 weight steps"),
+        (("num_updates",), 2, "it counts 2 updates where the schedule has 1 in 5 weight steps"),
+        (("num_updates",), 10**18, "it counts 10"),
+        (("groups", 0, "next_update"), 10**9, "its next update is at 1000000000, and after 5 weight steps"),
+        (("groups", 0, "next_update"), 7, "its next update is at 7, and after 5 weight steps .* has one at 8"),
+        (("groups", 0, "next_update"), 12, "its next update is at 12, .* attach with the schedule"),
+        (("groups", 0, "next_update"), 4, "it counts 1 updates where the schedule has 0 in 5 weight steps"),
+        (("groups", 0, "next_update"), True, "'next_update' is True"),
+        (("groups", 0, "next_update"), None, "its next update is at None, and after 5 weight steps"),
         ((*LAYER, "momentum"), torch.zeros(3), "momentum"),
         (("groups", 0, "algorithm"), "set", "saved with algorithm set, this sparsifier runs rigl"),
         (("groups", 0, "next_update"), "soon", "'next_update' is 'soon'"),
@@ -127,6 +146,82 @@ def test_a_state_that_does_not_fit_is_refused_and_nothing_changes(path, value, m
     assert all(torch.equal(after["layers"][n]["mask"], before["layers"][n]["mask"]) for n in before["layers"])
     assert {k: v for k, v in after.items() if k != "layers"} == {k: v for k, v in before.items() if k != "layers"}
     assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (lambda momentum: momentum.fill_(math.nan), "values that are not finite"),
+        (lambda momentum: momentum.fill_(math.inf), "values that are not finite"),
+        (lambda momentum: momentum.to("meta"), "another shape or kind"),
+        (lambda momentum: momentum.to_sparse(), "another shape or kind"),
+        (lambda momentum: momentum + 0j, "another shape or kind"),
+        (lambda momentum: momentum.tolist(), "another shape or kind"),
+    ],
+)
+def test_a_momentum_that_would_decide_nothing_is_refused(value, message) -> None:
+    model, optimizer, sparsifier = build(regrow.snfs)
+    train(model, optimizer, range(6))
+    state = sparsifier.state_dict()
+    momentum = state["layers"]["0.weight"]["momentum"]
+    with pytest.raises(ValueError, match=rf"the momentum of '0\.weight' .*{message}"):
+        sparsifier.load_state_dict(damaged(state, (*LAYER, "momentum"), value(momentum.clone())))
+    sparsifier.load_state_dict(damaged(state, (*LAYER, "momentum"), momentum.double()))
+
+
+COUNTERS = st.one_of(st.none(), st.booleans(), st.integers(-2, 45), st.sampled_from([2**31, 10**9, 10**18, 2**64]))
+
+
+@given(
+    recipe=st.sampled_from([regrow.rigl, regrow.set_, regrow.snip]),
+    stop=st.sampled_from([0, 1, 4, 5, 13, 34]),
+    due=COUNTERS,
+    updates=COUNTERS,
+    steps=COUNTERS,
+)
+@settings(max_examples=150, deadline=None)
+def test_of_all_counters_those_are_taken_up_that_a_run_can_have(recipe, stop, due, updates, steps) -> None:
+    """Whatever is taken up: no update is due that the schedule has not, none is left out that is still to come."""
+    sparsifier, state = stopped_at(recipe, stop)
+    changed = copy.deepcopy(state)
+    changed["groups"][0]["next_update"], changed["num_updates"], changed["weight_steps"] = due, updates, steps
+    if type(steps) is int and state["weight_steps"]:
+        for layer in changed["layers"].values():
+            layer["alive_steps"] = layer["alive_steps"] // state["weight_steps"] * steps
+    when = sparsifier._groups[0].algorithm.when
+    try:
+        sparsifier.load_state_dict(changed)
+    except ValueError:
+        assert (due, updates, steps) != (state["groups"][0]["next_update"], state["num_updates"], state["weight_steps"])
+    else:
+        assert due == when.following(steps + 1) or (when(due) and due <= steps)
+        passed = [moment for moment in range(41) if when(moment) and moment <= steps and (due is None or moment < due)]
+        assert bool(passed) <= updates <= len(passed)
+    finally:
+        sparsifier.load_state_dict(state)
+
+
+@functools.cache
+def stopped_at(recipe, stop):
+    model = mlp()
+    optimizer = sgd(model)
+    settings = {} if recipe is regrow.snip else {"total_steps": 40, "every": 4}
+    sparsifier = regrow.attach(model, optimizer, recipe(sparsity=0.8, **settings), seed=3)
+    train(model, optimizer, range(stop))
+    return sparsifier, sparsifier.state_dict()
+
+
+def test_an_update_that_waits_for_a_finite_gradient_is_taken_up() -> None:
+    model, optimizer, sparsifier = build(regrow.rigl)
+    train(model, optimizer, range(4))
+    for _ in range(2):
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, math.nan)
+        optimizer.step()
+    state = sparsifier.state_dict()
+    assert (state["weight_steps"], state["groups"][0]["next_update"]) == (6, 4)
+    sparsifier.load_state_dict(state)
+    assert sparsifier.state_dict()["groups"] == state["groups"]
 
 
 @pytest.mark.parametrize("recipe", [regrow.rigl, regrow.snfs, regrow.set_])

@@ -196,7 +196,7 @@ class Sparsifier:
             ValueError: the state is damaged, or of another model, algorithm, sparsity or version, or not the same on
                 all ranks; nothing is changed then.
         """
-        groups = [(group.algorithm.name, list(group.layers)) for group in self._groups]
+        groups = [(group.algorithm, list(group.layers)) for group in self._groups]
         momenta = {name: layer.momentum for name, layer in self._layers.items()}
         masks = state.check(saved, groups, {name: layer.layer for name, layer in self._layers.items()}, momenta)
         for group, entry in zip(self._groups, saved["groups"], strict=True):
