@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import regrow
+from regrow_files import shown
 from regrow_lab import sealed, store
 from regrow_lab.config import IMP_FRACTION, RunConfig
 from regrow_lab.data.batches import Parts
@@ -47,15 +48,61 @@ SCORINGS: Mapping[str, Scoring] = {
 class Origin:
     """The end of the run that had to be finished before: its weights, its masks (none of a dense net), its result."""
 
+    path: Path
     model: State
     masks: State
     result: Mapping[str, Any]
 
     @classmethod
     def read(cls, folder: Path, device: torch.device) -> Origin:
-        """What that run left in its folder."""
-        saved = sealed.load(folder / "weights.pt", sealed.WEIGHTS, device)
-        return cls(saved["model"], saved["masks"], store.read_json(folder / "result.json"))
+        """What that run left in its folder. Raises ValueError if it is damaged."""
+        path = folder / "weights.pt"
+        saved = sealed.load(path, sealed.WEIGHTS, device)
+        return cls(path, saved.get("model", {}), saved.get("masks", {}), store.read_result(folder))
+
+    def check(self, net: nn.Module) -> None:
+        """Refuse what is not the end of that run: weights that are not of `net`, masks that are not of its result.
+
+        Raises ValueError.
+        """
+        weights, densities = net.state_dict(), self.result.get("densities", {})
+        self._expect_names("weights", self.model, weights)
+        self._expect_names("masks", self.masks, densities)
+        for name, like in weights.items():
+            self._expect_like(name, self.model[name], like.dtype, like.shape)
+            self._expect(bool(self.model[name].isfinite().all()), f"{name} has values that are not finite")
+        for name, density in densities.items():
+            self._expect(name in weights, f"it has a mask of {name}, which is no weight")
+            mask, weight = self.masks[name], self.model[name]
+            self._expect_like(f"the mask of {name}", mask, torch.bool, weight.shape)
+            alive = int(mask.count_nonzero())
+            self._expect(
+                alive / mask.numel() == density,
+                f"{alive:,} of {mask.numel():,} weights of {name} are alive, its result says a share of {density}",
+            )
+            self._expect(not weight[~mask].any(), f"dead weights of {name} are not 0")
+
+    def _expect_names(self, what: str, found: Any, expected: Mapping[str, Any]) -> None:
+        names = found.keys() if isinstance(found, dict) else None
+        self._expect(
+            names == expected.keys(), f"its {what} are {_listed(names)}, {_listed(expected.keys())} were expected"
+        )
+
+    def _expect_like(self, what: str, found: Any, dtype: torch.dtype, shape: torch.Size) -> None:
+        there = isinstance(found, Tensor) and found.layout == torch.strided and not found.is_meta
+        self._expect(
+            there and (found.dtype, found.shape) == (dtype, shape), f"{what} is not {dtype} of shape {tuple(shape)}"
+        )
+
+    def _expect(self, condition: bool, found: str) -> None:
+        if not condition:
+            raise ValueError(
+                f"{self.path} is not the end of its run: {shown(found)}; delete its folder to have the run done again"
+            )
+
+
+def _listed(names: Collection[object] | None) -> str:
+    return "no table" if names is None else ", ".join(sorted(map(str, names)))[:80] or "none"
 
 
 def check_end(config: RunConfig, needed: RunConfig, result: Mapping[str, Any]) -> None:

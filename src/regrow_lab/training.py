@@ -58,6 +58,8 @@ class Training:
         self.dense_weights = num_weights(dense_net)
         torch.manual_seed(config.seed)
         self.model = net_of(config, **arguments).to(device)
+        if origin is not None:
+            origin.check(self.model)
         weights = first_weights(config, origin, lambda: net_of(config, **arguments))
         if weights is not None:
             self.model.load_state_dict(weights)

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from rich.console import Console
 from torch.nn import functional as F
 
 import regrow
-from regrow_lab import store
+from regrow_lab import sealed, store
 from regrow_lab.config import RunConfig, imp_sparsity
 from regrow_lab.ending import result_of
 from regrow_lab.launch import Local
@@ -113,6 +114,68 @@ def test_nothing_starts_from_a_run_that_diverged(config: RunConfig, tmp_path: Pa
         with pytest.raises(ValueError, match=rf"starts from the end of {needed.run_id}, which diverged at step \d+: "):
             train(config, tmp_path)
     assert not store.run_folder(tmp_path, config).exists()
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished pruning run, with its weights."""
+    folder = tmp_path_factory.mktemp("pruned")
+    end(folder, PRUNED)
+    return folder
+
+
+PRUNED = RunConfig(method="pruning", sparsity=0.9, **SHORT)
+MASK, WEIGHT = ("masks", "fc1.weight"), ("model", "fc1.weight")
+
+
+def put(*path: str, value: Callable[[torch.Tensor], Any]) -> Callable[[dict[str, Any]], None]:
+    """Changes one tensor of weights.pt."""
+
+    def change(content: dict[str, Any]) -> None:
+        content[path[0]][path[1]] = value(content[path[0]][path[1]])
+
+    return change
+
+
+def all_alive(content: dict[str, Any]) -> None:
+    for mask in content["masks"].values():
+        mask.fill_(True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (all_alive, "19,200 of 19,200 weights of fc1.weight are alive, its result says a share of 0"),
+        (lambda content: content.pop("masks"), "its masks are none, fc1.weight, fc2.weight, fc3.weight were expected"),
+        (lambda content: content.pop("model"), "its weights are none"),
+        (lambda content: content.update(masks={}), "its masks are none"),
+        (lambda content: content.update(masks=[1]), "its masks are no table"),
+        (lambda content: content["masks"].pop("fc2.weight"), "its masks are fc1.weight, fc3.weight"),
+        (lambda content: content["masks"].update({"\x1b[2J": 1}), r"its masks are \\x1b\[2J"),
+        (lambda content: content["model"].pop("fc2.bias"), "its weights are"),
+        (put(*MASK, value=torch.Tensor.float), "the mask of fc1.weight is not torch.bool of shape"),
+        (put(*MASK, value=torch.Tensor.byte), "the mask of fc1.weight is not torch.bool of shape"),
+        (put(*MASK, value=lambda mask: mask.T), "the mask of fc1.weight is not torch.bool of shape"),
+        (put(*MASK, value=lambda mask: mask.to("meta")), "the mask of fc1.weight is not torch.bool of shape"),
+        (put(*MASK, value=torch.Tensor.tolist), "the mask of fc1.weight is not torch.bool of shape"),
+        (put(*MASK, value=lambda mask: mask.flip(0)), "dead weights of fc1.weight are not 0"),
+        (put(*WEIGHT, value=torch.Tensor.double), "fc1.weight is not torch.float32 of shape"),
+        (put(*WEIGHT, value=lambda weight: weight[:10]), "fc1.weight is not torch.float32 of shape"),
+        (put(*WEIGHT, value=lambda weight: weight * math.nan), "fc1.weight has values that are not finite"),
+    ],
+)
+def test_weights_that_are_not_the_end_of_the_run_are_refused(
+    change: Callable[[dict[str, Any]], None], message: str, pruned: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(pruned, tmp_path / "runs-of", dirs_exist_ok=True)
+    ticket = dataclasses.replace(PRUNED, method="lottery")
+    path = store.run_folder(tmp_path / "runs-of", PRUNED) / "weights.pt"
+    content = sealed.load(path, sealed.WEIGHTS)
+    change(content)
+    sealed.save(path, sealed.WEIGHTS, content)
+    with pytest.raises(ValueError, match=rf"^{path} is not the end of its run: {message}.*; delete its folder to have"):
+        train(ticket, tmp_path / "runs-of")
+    assert not store.run_folder(tmp_path / "runs-of", ticket).exists()
 
 
 def test_the_other_starts_of_imp(tmp_path: Path) -> None:
