@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from regrow_lab.escaping import in_markdown
 from regrow_lab.pairs import COLLAPSED, Finder, Key, Pair, equal_flops, same_training, telling, tuned, versus
 from regrow_lab.summary import Summary
 
@@ -253,10 +254,12 @@ def claims_page(studies: Mapping[str, Sequence[Summary]], scales: Mapping[str, s
     lines = ["# The report's questions against our runs", "", "Made by `regrow report` from the stored runs alone.", ""]
     for question, verdicts in judge(studies.values()).items():
         lines += [f"## {question}", "", *HEAD]
-        lines += [f"| {verdict.claim.text} | **{verdict.word}** | {verdict.figures} |" for verdict in verdicts]
+        lines += [
+            f"| {verdict.claim.text} | **{verdict.word}** | {in_markdown(verdict.figures)} |" for verdict in verdicts
+        ]
         lines.append("")
     text, word, figures = time_row(studies.values())
-    lines += ["## Time against FLOPs", "", *HEAD, f"| {text} | **{word}** | {figures} |", ""]
+    lines += ["## Time against FLOPs", "", *HEAD, f"| {text} | **{word}** | {in_markdown(figures)} |", ""]
     lines += [
         "## How it is judged",
         "",
@@ -275,6 +278,6 @@ def claims_page(studies: Mapping[str, Sequence[Summary]], scales: Mapping[str, s
         "",
         "## What the runs are",
         "",
-        *(f"- {name}: {scales[name]}" for name in studies),
+        *(f"- {in_markdown(f'{name}: {scales[name]}')}" for name in studies),
     ]
     return "\n".join(lines) + "\n"

@@ -20,6 +20,7 @@ import tyro
 from regrow_lab import store
 from regrow_lab.config import RunConfig
 from regrow_lab.data_command import Data
+from regrow_lab.escaping import complain
 from regrow_lab.signals import exit_code, terminating
 from regrow_lab.study_command import Study, print_report
 from regrow_lab.train_command import Train
@@ -101,20 +102,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except (store.NotWrittenError, store.LostError) as error:
-        print(f"regrow: {error}", file=sys.stderr)
+        complain(error)
         return 1
     except BrokenPipeError:  # whoever read the output has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
         where = f"{error.filename} cannot be used" if error.filename else "it cannot be done"
-        print(f"regrow: {where} ({error.strerror or error}): give another file or folder", file=sys.stderr)
+        complain(f"{where} ({error.strerror or error}): give another file or folder")
         return 2
     except ValueError as error:
-        print(f"regrow: {' '.join(str(error).split())}", file=sys.stderr)
+        complain(error)
         return 2
     except KeyboardInterrupt as interrupt:
-        print("regrow: stopped", file=sys.stderr)
+        complain("stopped")
         return exit_code(interrupt)
 
 

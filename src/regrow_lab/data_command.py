@@ -9,6 +9,8 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from regrow_files import shown
+from regrow_lab.escaping import one_line
 from regrow_lab.progress import bytes_bar
 
 
@@ -34,7 +36,7 @@ class Fetch:
         for download in offered[self.name]:
             with bytes_bar(Console(), download.name) as progress:
                 path = fetch(download, root, progress)
-            print(f"{path}: checksum right")
+            print(f"{shown(path)}: checksum right")
         return 0
 
 
@@ -56,10 +58,10 @@ class List:
                 where = f"{source.what} in {source.folder}"
             except ValueError as error:
                 where = "not there" if " is not in " in str(error) else str(error)
-            print(f"{name:<16} {known.title:<24} {where}")
+            print(f"{name:<16} {known.title:<24} {one_line(where)}")
         there = any((root / f"{TINY_SHAKESPEARE}{ending}").exists() for ending in (".txt", "/input.txt"))
-        print(f"{TINY_SHAKESPEARE:<16} {'text, bytes':<24} {f'in {root}' if there else 'not there'}")
-        print(f"Any image folder or .txt file in {root} is one too, by its name.")
+        print(f"{TINY_SHAKESPEARE:<16} {'text, bytes':<24} {f'in {shown(root)}' if there else 'not there'}")
+        print(f"Any image folder or .txt file in {shown(root)} is one too, by its name.")
         return 0
 
 

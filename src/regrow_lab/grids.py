@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from regrow_lab.escaping import in_csv, in_markdown
 
 MISSING = "–"
 
@@ -35,17 +37,22 @@ def to_text(grid: Grid) -> str:
 
 def to_markdown(grid: Grid) -> str:
     """A Markdown table, lined up in the source too, with its notes."""
+    grid = Grid("", _each(grid.head), tuple(map(_each, grid.rows)), _each(grid.notes))
     widths = _widths(grid)
     rule = [("-" * (width - 1) + (":" if i else "-")) for i, width in enumerate(widths)]
-    lines = [f"| {_padded([text.replace('|', '/') for text in line], widths, ' | ')} |" for line in grid.rows]
+    lines = [f"| {_padded(line, widths, ' | ')} |" for line in grid.rows]
     head = f"| {_padded(grid.head, widths, ' | ')} |"
     return "\n".join([head, f"| {' | '.join(rule)} |", *lines, "", *(f"{note}  " for note in grid.notes)]) + "\n"
+
+
+def _each(texts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(map(in_markdown, texts))
 
 
 def to_csv(grid: Grid) -> str:
     """Heads and rows, as they are shown."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([grid.head, *grid.rows])
+    csv.writer(text, lineterminator="\n").writerows(map(in_csv, line) for line in (grid.head, *grid.rows))
     return text.getvalue()
 
 

@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.table import Column
 
+from regrow_files import shown
 from regrow_lab.config import RunConfig
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -72,7 +73,7 @@ class PlainProgress:
 
     def note(self, line: str) -> None:
         """See Progress."""
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(shown(line), markup=False, highlight=False, soft_wrap=True)
 
     def end(self) -> None:
         """See Progress."""
@@ -122,7 +123,7 @@ class LiveProgress:
 
     def note(self, line: str) -> None:
         """See Progress."""
-        self.bars.console.print(line, markup=False, highlight=False)
+        self.bars.console.print(shown(line), markup=False, highlight=False)
 
     def end(self) -> None:
         """See Progress."""

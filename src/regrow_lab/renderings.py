@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from regrow_lab.escaping import in_csv, in_markdown
 from regrow_lab.summary import Summary
 from regrow_lab.tables import COSTS, Cell, Table
 
@@ -102,16 +103,15 @@ def to_markdown(table: Table) -> str:
     for number, group in enumerate(table.groups, 1):
         lines.append([f"*({number})*", *[""] * (len(header) - 1)])
         for row in group:
-            texts = [row.label]
+            texts = [in_markdown(row.label)]
             for cell in row.cells:
                 accuracy = " ".join(cell.accuracy.split())
                 texts += [f"**{accuracy}**" if cell.best else accuracy, cell.density, cell.flops]
-            texts += row.costs
-            lines.append([text.replace("|", "\\|") for text in texts])
+            lines.append([*texts, *row.costs])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
     text = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
-    return "\n".join([*text, "", *(f"{note}  " for note in table.notes)]) + "\n"
+    return "\n".join([*text, "", *(f"{in_markdown(note)}  " for note in table.notes)]) + "\n"
 
 
 def to_latex(table: Table) -> str:
@@ -169,5 +169,6 @@ def to_csv(summaries: Iterable[Summary]) -> str:
     writer = csv.DictWriter(text, ["label", *fields], lineterminator="\n")
     writer.writeheader()
     for summary in summaries:
-        writer.writerow({"label": summary.label, **{field: getattr(summary, field) for field in fields}})
+        values = {"label": summary.label, **{field: getattr(summary, field) for field in fields}}
+        writer.writerow({field: in_csv(value) if isinstance(value, str) else value for field, value in values.items()})
     return text.getvalue()

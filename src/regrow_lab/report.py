@@ -11,12 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import quote
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from rich.console import Console
 
 from regrow_lab import grids, store
 from regrow_lab.commands import study_command
+from regrow_lab.escaping import file_name, in_markdown
 from regrow_lab.figures import accuracy_against_flops, accuracy_against_sparsity, layer_densities
 from regrow_lab.grids import Grid
 from regrow_lab.renderings import to_csv, to_latex, to_markdown, to_text
@@ -46,6 +49,9 @@ MOST_ROWS = 60
 """Rows of the table that a figure has room for; nobody can tell more lines apart, and drawing them takes minutes."""
 
 
+MADE_FROM = "- made from the stored runs alone; `regrow report` makes it again"
+
+
 def write_report(directory: Path | str, console: Console | None = None) -> str:
     """Write the tables and figures of the runs under `directory` to its folder `report`, and return the table as text.
 
@@ -71,16 +77,19 @@ def write_report(directory: Path | str, console: Console | None = None) -> str:
         )
     beside = study_tables(study, runs, summaries)
     tables = make_tables(summaries, scale_notes(study))
-    figures = {**dict(_figures(study, summaries)), **dict(study_pictures(study, runs, summaries))}
+    with rc_context({"text.parse_math": False}):  # in a layer's name a dollar is a dollar
+        figures = {**dict(_figures(study, summaries)), **dict(study_pictures(study, runs, summaries))}
     missing = [*_missing(directory, study, runs), *_left_out(study, summaries)]
     files = {
-        "table.md": "\n".join(f"**{table.title}**\n\n{to_markdown(table)}" for table in tables).encode(),
+        "table.md": "\n".join(f"**{in_markdown(table.title)}**\n\n{to_markdown(table)}" for table in tables).encode(),
         "table.tex": "\n".join(to_latex(table) for table in tables).encode(),
         "table.csv": to_csv(summaries).encode(),
         "report.md": _page(runs, tables, beside, study_notes(study), figures, missing).encode(),
     }
     if beside:
-        files["comparison.md"] = "\n".join(f"**{grid.title}**\n\n{grids.to_markdown(grid)}" for grid in beside).encode()
+        files["comparison.md"] = "\n".join(
+            f"**{in_markdown(grid.title)}**\n\n{grids.to_markdown(grid)}" for grid in beside
+        ).encode()
         files["comparison.csv"] = "\n".join(grids.to_csv(grid) for grid in beside).encode()
     for name, (_, figure) in figures.items():
         files[f"{name}.png"] = _image(figure, "png", {"Software": None})
@@ -108,7 +117,7 @@ def _figures(study: Mapping[str, Any], summaries: Sequence[Summary]) -> Iterable
     for (model, data), same in kinds:
         if _rows(same) > MOST_ROWS:
             continue
-        suffix = f"-{model}-{data}" if len(kinds) > 1 else ""
+        suffix = file_name(f"-{model}-{data}") if len(kinds) > 1 else ""
         for name, (caption, draw) in FIGURES.items():
             figure = draw(same)
             if figure is not None:
@@ -160,15 +169,21 @@ def _page(
     missing: Sequence[str],
 ) -> str:
     """report.md: the tables, the figures, and how they were made."""
-    lines = ["# " + "; ".join(table.title for table in tables), "", *missing]
+    lines = ["# " + in_markdown("; ".join(table.title for table in tables)), "", *map(_with_commands, missing)]
     for table in tables:
-        lines += ["", *([f"## {table.title}", ""] if len(tables) > 1 else []), to_markdown(table)]
+        lines += ["", *([f"## {in_markdown(table.title)}", ""] if len(tables) > 1 else []), to_markdown(table)]
     for grid in beside:
-        lines += ["", f"## {grid.title}", "", grids.to_markdown(grid)]
+        lines += ["", f"## {in_markdown(grid.title)}", "", grids.to_markdown(grid)]
     lines += [*notes, ""] if notes else []
     for name, (caption, _) in figures.items():
-        lines += [f"![{caption}]({name}.png)", "", f"*{caption}.*", ""]
-    return "\n".join([*lines, "## How it was made", "", *_provenance(runs)]) + "\n"
+        lines += [f"![{in_markdown(caption)}]({quote(name)}.png)", "", f"*{in_markdown(caption)}.*", ""]
+    provenance = [f"- {in_markdown(line)}" for line in _provenance(runs)] + [MADE_FROM]
+    return "\n".join([*lines, "## How it was made", "", *provenance]) + "\n"
+
+
+def _with_commands(sentence: str) -> str:
+    """A sentence in Markdown in which the commands between backticks are set as such."""
+    return in_markdown(sentence).replace("\\`", "`")
 
 
 def _provenance(runs: Sequence[StoredRun]) -> Iterable[str]:
@@ -180,11 +195,10 @@ def _provenance(runs: Sequence[StoredRun]) -> Iterable[str]:
 
     dates = sorted(str(result.get("date")) for result in results)
     seconds = sum(result["seconds"] for result in results)
-    yield f"- {len(results)} runs, {diverged} of them diverged; {seconds:.0f} s in all"
-    yield f"- torch {values('torch')}; {values('machine')}"
-    yield f"- from {dates[0]} to {dates[-1]}"
-    yield f"- the same in every run: {', '.join(f'{field} {value}' for field, value in _shared(runs).items())}"
-    yield "- made from the stored runs alone; `regrow report` makes it again"
+    yield f"{len(results)} runs, {diverged} of them diverged; {seconds:.0f} s in all"
+    yield f"torch {values('torch')}; {values('machine')}"
+    yield f"from {dates[0]} to {dates[-1]}"
+    yield f"the same in every run: {', '.join(f'{field} {value}' for field, value in _shared(runs).items())}"
 
 
 def _shared(runs: Sequence[StoredRun]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,8 +12,10 @@ from typing import Literal
 import tyro
 from rich.console import Console
 
+from regrow_files import shown
 from regrow_lab import store
-from regrow_lab.config import RunConfig, check_seconds
+from regrow_lab.config import RunConfig, check_seconds, data_name
+from regrow_lab.escaping import complain
 from regrow_lab.launch import Launcher, Local, Outcome, Slurm, Torchrun, WorkerError, default_workers, shard
 from regrow_lab.launch.outcome import unfinished
 from regrow_lab.launch.slurm import Resources
@@ -90,7 +91,7 @@ def run_studies(options: Study) -> int:
         try:
             code = run_study(options, name, out / name)
         except ValueError as error:
-            print(f"regrow: {name} is left out: {' '.join(str(error).split())}", file=sys.stderr)
+            complain(f"{name} is left out: {error}")
             code = 1
         if code > 128:
             return code
@@ -121,14 +122,11 @@ def run_study(options: Study, name: str, out: Path | None) -> int:
     try:
         done = launcher.launch(mine, out, progress_for(Console()))
     except WorkerError as error:
-        print(f"regrow: {error}; the same command goes on once that is mended", file=sys.stderr)
+        complain(f"{error}; the same command goes on once that is mended")
         return 1
     except KeyboardInterrupt as interrupt:
         finished = len(mine) - len(unfinished(mine, out))
-        print(
-            f"regrow: stopped with {finished} of {len(mine)} runs finished; the same command goes on from there",
-            file=sys.stderr,
-        )
+        complain(f"stopped with {finished} of {len(mine)} runs finished; the same command goes on from there")
         return exit_code(interrupt)
     left = len(unfinished(runs, out))
     if options.shard is None or not left:
@@ -155,7 +153,7 @@ def _say_outcome(runs: Sequence[RunConfig], done: Outcome, seconds: float) -> in
     for run_id in done.diverged:
         print(f"diverged: {run_id}")
     for run_id, why in done.failed.items():
-        print(f"regrow: {run_id} failed: {why}", file=sys.stderr)
+        complain(f"{run_id} failed: {why}")
     return 1 if done.failed else 0
 
 
@@ -169,11 +167,11 @@ def print_report(directory: Path) -> None:
     for folder in folders or [directory]:
         try:
             print(write_tuning_report(folder) if is_search(folder) else write_report(folder))
-            print(f"report: {folder / 'report'}")
+            print(f"report: {shown(folder / 'report')}")
         except ValueError as error:
             if not folders:
                 raise
-            print(f"regrow: {' '.join(str(error).split())}", file=sys.stderr)
+            complain(error)
     if folders:
         _print_claims(directory)
 
@@ -181,10 +179,10 @@ def print_report(directory: Path) -> None:
 def _print_claims(directory: Path) -> None:
     from regrow_lab.study_report import write_claims
 
-    print(f"claims: {write_claims(directory)}")
+    print(f"claims: {shown(write_claims(directory))}")
 
 
 def _data(options: Study, name: str) -> str | None:
     if options.data is not None:
-        return options.data if options.name != ALL or name in OF_IMAGES else None
+        return data_name(options.data) if options.name != ALL or name in OF_IMAGES else None
     return "cifar10-jpeg" if options.data_dir and options.scale == "small" and name in OF_IMAGES else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,8 +10,10 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from regrow_files import shown
 from regrow_lab import store
 from regrow_lab.config import RunConfig, check_seconds
+from regrow_lab.escaping import complain
 from regrow_lab.progress import epoch_lines, outcome
 from regrow_lab.signals import asking_to_stop, exit_code
 
@@ -67,13 +68,13 @@ class Train:
                     stopping=lambda: signalled() != 0,
                 )
         except (store.ClaimedError, store.NotWrittenError) as error:
-            print(f"regrow: {error}", file=sys.stderr)
+            complain(error)
             return 1
         except store.StoppedError as stopped:
-            print(f"regrow: {stopped} in {folder}; the same command goes on from there", file=sys.stderr)
+            complain(f"{stopped} in {folder}; the same command goes on from there")
             return 128 + (signalled() or signal.SIGTERM)
         except KeyboardInterrupt as interrupt:
-            print(f"regrow: stopped; the same command goes on from the last checkpoint in {folder}", file=sys.stderr)
+            complain(f"stopped; the same command goes on from the last checkpoint in {folder}")
             return exit_code(interrupt)
         finally:
             ranks.end()
@@ -84,5 +85,7 @@ class Train:
             if result.get("test_bits") is None
             else "test loss "
         )
-        console.print(f"{config.run_id}  {measured}{outcome(result).strip()}\n{folder}", soft_wrap=True)
+        console.print(
+            f"{config.run_id}  {measured}{outcome(result).strip()}\n{shown(folder)}", soft_wrap=True, markup=False
+        )
         return 0

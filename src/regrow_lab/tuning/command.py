@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +10,10 @@ from typing import Annotated
 
 import tyro
 
+from regrow_files import shown
 from regrow_lab import store
-from regrow_lab.config import RunConfig, check_seconds
+from regrow_lab.config import RunConfig, check_seconds, data_name
+from regrow_lab.escaping import complain, one_line
 from regrow_lab.launch import Local, WorkerError, default_workers
 from regrow_lab.signals import exit_code
 from regrow_lab.tuning.errors import in_a_line
@@ -62,6 +63,8 @@ class Tune:
 
     def __post_init__(self) -> None:
         check_seconds("checkpoint_seconds", self.checkpoint_seconds)
+        if self.data is not None:
+            object.__setattr__(self, "data", data_name(self.data))
 
     def run(self) -> int:
         """Do the searches, then write the table and the contours."""
@@ -91,14 +94,14 @@ def run_tune(options: Tune) -> int:
     try:
         refuse_others(told, wanted)
         _open(options, wanted, told.directory)
-        search(told, wanted, workers, lambda line: print(line, flush=True))
+        search(told, wanted, workers, lambda line: print(shown(line), flush=True))
     except KeyboardInterrupt as interrupt:
-        print("regrow: stopped; the same command goes on from there", file=sys.stderr)
+        complain("stopped; the same command goes on from there")
         return exit_code(interrupt)
     except (ValueError, OSError):  # a wish that cannot be granted, a disk that takes no more
         raise
     except WorkerError as error:
-        return _failed(" ".join(str(error).split()))
+        return _failed(str(error))
     except Exception as error:  # a database may raise anything
         return _failed(in_a_line(error, told.directory))
     code = _report(told)
@@ -168,14 +171,14 @@ def _report(told: Search) -> int:
         print_report(told.directory)
     except ValueError as error:
         if told.url is None:
-            return _failed(" ".join(str(error).split()))
+            return _failed(str(error))
         # Of a search on several machines each folder has a part.
-        print(f"no report here: {' '.join(str(error).split())}")
+        print(f"no report here: {one_line(error)}")
     return 0
 
 
 def _failed(line: str) -> int:
-    print(f"regrow: {line}", file=sys.stderr)
+    complain(line)
     return 1
 
 

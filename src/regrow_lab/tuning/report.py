@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.tri import Triangulation
 
 from regrow_lab import grids, paper, store
+from regrow_lab.escaping import in_markdown
 from regrow_lab.grids import MISSING, Grid
 from regrow_lab.store import StoredRun
 
@@ -114,7 +115,7 @@ def write_tuning_report(directory: Path) -> str:
         raise ValueError(f"{directory} has no search with a finished reference point: let `regrow tune` go on first")
     first = next(run.config for run in runs)
     table = table_4(found, f"{first['model']} on {first['data']}")
-    files = {"table4.md": f"**{table.title}**\n\n{grids.to_markdown(table)}".encode()}
+    files = {"table4.md": f"**{in_markdown(table.title)}**\n\n{grids.to_markdown(table)}".encode()}
     files["table4.csv"] = grids.to_csv(table).encode()
     figure = contours(found)
     if figure is not None:
@@ -126,7 +127,7 @@ def write_tuning_report(directory: Path) -> str:
         f"- {len(finished)} runs, {sum(float(result['seconds']) for result in finished):.0f} s in all\n"
         f"- made from the stored runs alone; `regrow report` makes it again\n"
     )
-    page = f"# {table.title}\n\n{grids.to_markdown(table)}\n{drawn}## How it was made\n\n{made}"
+    page = f"# {in_markdown(table.title)}\n\n{grids.to_markdown(table)}\n{drawn}## How it was made\n\n{made}"
     files["report.md"] = page.encode()
     (directory / "report").mkdir(exist_ok=True)
     for name, content in files.items():
