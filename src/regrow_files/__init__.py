@@ -50,7 +50,7 @@ def open_file(path: Place, mode: str = "rb", *, largest: int | None = None, buff
             raise ValueError(
                 f"{shown(path)} is {kind}, a file was expected: move it away, or give another path"
             ) from None
-        if "r" not in mode:
+        if mode in ("wb", "ab"):
             raise
         raise ValueError(f"{shown(path)} cannot be read ({error.strerror}): mend that, or give another file") from None
     size, most = os.fstat(file.fileno()).st_size, half_of_the_memory() if largest is None else largest

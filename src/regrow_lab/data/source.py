@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from regrow_files import open_file
+from regrow_files import check_readable, open_file
 
 FourTensors = tuple[Tensor, Tensor, Tensor, Tensor]
 COMPARED = 1024
@@ -90,6 +90,7 @@ def check_file(path: Path, size: int | None, md5: str | None) -> None:
 
     Raises ValueError.
     """
+    check_readable(path)
     found = path.stat().st_size
     if size is not None and found < size:
         raise ValueError(f"{path} is truncated: {found:,} of {size:,} bytes; fetch it again")
