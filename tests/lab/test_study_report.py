@@ -123,7 +123,7 @@ def test_a_grid_lines_up_in_every_form() -> None:
     small = grid.without_empty_columns()
     assert small.head == ("Method", "S")
     assert to_text(small).splitlines()[2:6] == ["Method       S", "--------------", "RigL | x   0.9", "SET       0.95"]
-    assert to_markdown(small).splitlines()[2] == "| RigL / x |  0.9 |"
+    assert to_markdown(small).splitlines()[2] == "| RigL \\| x |  0.9 |"
     assert list(csv.reader(io.StringIO(to_csv(small)))) == [["Method", "S"], ["RigL | x", "0.9"], ["SET", "0.95"]]
 
 
