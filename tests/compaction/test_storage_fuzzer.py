@@ -1,0 +1,28 @@
+"""A few of the fuzzer's nets; `python tests/storage_fuzzer.py` runs any number."""
+
+import pytest
+import torch
+from storage_fuzzer import case, compare
+
+ONCE_DIFFERED = [19]
+"""The first micro-batch gave no alive weight of a layer a gradient, and its dense gradient was forgotten."""
+
+
+@pytest.mark.parametrize("seed", [*range(1, 7), *ONCE_DIFFERED])
+def test_both_storages_train_a_random_net_alike(runs_engine: None, seed: int) -> None:
+    assert compare(seed)["outcome"] in ("same", "tie", "ill-conditioned")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(100, 200, 10))
+def test_many_random_nets(runs_engine: None, first: int) -> None:
+    found = [compare(seed) for seed in range(first, first + 10)]
+    assert not [outcome for outcome in found if outcome["outcome"] == "differs"]
+
+
+def test_the_seeds_of_the_quick_test_cover_what_they_should() -> None:
+    cases = [case(seed) for seed in range(60)]
+    assert {known.recipe.name for known in cases} >= {"rigl", "set", "rigl-sg", "pruning", "static"}
+    assert {known.micro_batches for known in cases} == {1, 2, 3}
+    assert {known.dtype for known in cases} == {torch.float32, torch.float64}
+    assert {len(known.shape) for known in cases} == {1, 3}
