@@ -85,13 +85,18 @@ def test_a_second_sparsifier_on_the_same_weights_is_refused(model) -> None:
 def test_a_checkpoint_loaded_before_attaching_is_not_destroyed(model) -> None:
     optimizer = sgd(model)
     regrow.attach(model, optimizer, regrow.static(sparsity=0.9))
-    saved = model.state_dict()
-    fresh = mlp(seed=1)
+    saved = copy.deepcopy(model.state_dict())
+    fresh, ticket = mlp(seed=1), mlp(seed=1)
     fresh.load_state_dict(saved)
-    refused("zeros already, and the fresh mask would erase", fresh, sgd(fresh), regrow.static(sparsity=0.9), seed=1)
-    kept = regrow.from_masks({name: fresh.get_parameter(name) != 0 for name in regrow.find_layers(fresh)})
-    regrow.attach(fresh, sgd(fresh), kept)
+    sparsifier = regrow.attach(fresh, sgd(fresh), regrow.static(sparsity=0.9), seed=1)
     assert all(torch.equal(value, fresh.state_dict()[name]) for name, value in saved.items())
+    with pytest.raises(ValueError, match=r"weights that are not 0 of '0\.weight' lie outside its mask"):
+        train(fresh, sparsifier.optimizer, range(1))
+    assert all(torch.equal(value, fresh.state_dict()[name]) for name, value in saved.items())
+    ticket.load_state_dict(saved)
+    kept = regrow.from_masks({name: ticket.get_parameter(name) != 0 for name in regrow.find_layers(ticket)})
+    regrow.attach(ticket, sgd(ticket), kept)
+    assert all(torch.equal(value, ticket.state_dict()[name]) for name, value in saved.items())
 
 
 def test_zero_initialised_layers_are_no_checkpoint() -> None:

@@ -16,11 +16,12 @@ from regrow.group import Group
 from regrow.layers import Layer, find_layers, select_layers, unwrap
 from regrow.memory import identity, overlapping, places_of_parameters, touch
 from regrow.scores import Evidence, random
-from regrow.shards import Ranks, evidence_for
+from regrow.shards import Ranks, evidence_for, whole
 from regrow.sparsifier import Sparsifier, attached_sparsifiers
 from regrow.storage import DenseStorage, MaskedLayer, Storage
 
 ALREADY_SPARSE = 0.05
+"""A layer of which so many weights are 0, or as many as its mask would zero, has been sparse before."""
 
 
 def attach(
@@ -38,6 +39,9 @@ def attach(
 
     Dead weights are zeroed at once and stay exactly 0, as does their optimizer state. Hooks on the optimizer and on
     the gradients of the weights do the work; model, optimizer, parameter names and ``state_dict`` keys stay the same.
+
+    A model that is sparse already (a checkpoint was loaded before) keeps its weights where the recipe draws random
+    masks: their own come by ``load_state_dict`` or ``take_masks_from_weights`` of the sparsifier, before the next step.
 
     Args:
         model: any module with parameters on a real device.
@@ -62,8 +66,8 @@ def attach(
     Raises:
         ValueError: a pattern matches nothing, the budget cannot be met, the optimizer is unfit or does not hold the
             weights or has a sparsifier already, two parameters share memory in a way that no mask fits, the model has
-            no sparsifiable layer, is on the meta device, is attached to already, or is sparse already and would lose
-            what is left of it; compact storage cannot do what the recipe or optimizer needs; the ranks of a model in
+            no sparsifiable layer, is on the meta device or is attached to already; compact storage cannot do what the
+            recipe or optimizer needs; the ranks of a model in
             DistributedDataParallel or fully_shard were given different seeds or masks. The model is untouched then.
 
     >>> import regrow
@@ -84,15 +88,14 @@ def attach(
     ranks = Ranks.of(given)
     if ranks is not None:
         ranks.check_seed(seed)
-    assigned, masks = assign(layers, algorithm), dict[str, torch.Tensor]()
+    assigned, masks, loaded = assign(layers, algorithm), dict[str, torch.Tensor](), False
     if storage == "compact":
         check_compact(given, optimizer, [record for _, record in assigned])
     for chosen, record in assigned:
         evidence = {name: _first_evidence(model, layer, seed) for name, layer in chosen.items()}
         masks |= initial_masks(record, evidence)
         if record.initial is random:
-            for name, known in evidence.items():
-                _check_nothing_lost(name, known.weight, masks[name])
+            loaded |= any(_is_sparse_already(optimizer, known, masks[name], model) for name, known in evidence.items())
     if ranks is not None:
         ranks.check_masks(masks)
     groups = [
@@ -107,7 +110,8 @@ def attach(
         for chosen, record in assigned
     ]
     dense = dense_weights(model, masks, include, exclude)
-    return Sparsifier(model, optimizer, groups, _storage(storage, model, optimizer), seed, strict, ranks, dense)
+    kept = _storage(storage, model, optimizer)
+    return Sparsifier(model, optimizer, groups, kept, seed, strict, ranks, dense, loaded)
 
 
 def _storage(name: str, model: nn.Module, optimizer: Optimizer) -> Storage:
@@ -200,12 +204,20 @@ def _check_one_parameter_each(weights: Mapping[str, nn.Parameter], model: nn.Mod
         )
 
 
-def _check_nothing_lost(name: str, weight: torch.Tensor, mask: torch.Tensor) -> None:
-    """Refuses to prune at random what is sparse already: nearly always a checkpoint that was loaded too early."""
-    zeros = weight == 0
-    share = float(zeros.float().mean())
-    if ALREADY_SPARSE <= share < 1 and bool((~zeros & ~mask).any()):
-        raise ValueError(
-            f"'{name}' is {share:.1%} zeros already, and the fresh mask would erase weights that are left: attach "
-            "before loading a checkpoint, or keep its zeros with regrow.from_masks({name: weight != 0, …})"
-        )
+def _is_sparse_already(optimizer: Optimizer, known: Evidence, mask: torch.Tensor, model: nn.Module) -> bool:
+    """Whether a random mask would erase what is left of a sparse net: nearly always a checkpoint was loaded before.
+
+    Of the weight, or of the optimizer's state, which may have been loaded first; gradients of a dense net can be 0.
+    """
+    size, dead = mask.numel(), int((~mask).count_nonzero())
+    if _would_lose(known.weight, mask, least=min(ALREADY_SPARSE * size, dead)):
+        return True
+    state = optimizers.elementwise_state(optimizer, model.get_parameter(known.layer.name))
+    return any(_would_lose(whole(value), mask, max(size / 2, dead), start) for value, start in state)
+
+
+def _would_lose(tensor: torch.Tensor, mask: torch.Tensor, least: float, start: float = 0.0) -> bool:
+    """Whether so many entries or more are at their start value, and the mask would put others back to it as well."""
+    idle = tensor == start
+    number = int(idle.count_nonzero())
+    return max(1, least) <= number < idle.numel() and bool((~idle & ~mask).any())

@@ -17,6 +17,7 @@ from regrow.coverage import DenseWeight
 from regrow.flops import Flops, count_flops
 from regrow.group import Group, check_membership, check_ties, have_moved, places, ties
 from regrow.layers import unwrap
+from regrow.loading import masks_of_weights, refusal
 from regrow.scores import Need
 from regrow.shards import Ranks, whole
 from regrow.storage import Storage, StoredLayer, on_gradient
@@ -49,7 +50,9 @@ class Sparsifier:
         strict: bool,
         ranks: Ranks | None = None,
         dense: Mapping[str, DenseWeight] = MappingProxyType({}),
+        loaded: bool = False,
     ) -> None:
+        """``loaded``: the weights are a sparse model's already, and stay as they are until the first step."""
         self.model, self.optimizer, self.seed, self.strict = model, optimizer, seed, strict
         self._storage, self._ranks, self._dense = storage, ranks, dense
         self._without_gradient = set[str]()
@@ -58,10 +61,14 @@ class Sparsifier:
         self._groups = list(groups)
         self._flops: Flops | None = None
         self._takes_step = False
+        if loaded:
+            for layer in self._layers.values():
+                layer.was_loaded()
         self._place()
         self._places, self._ties = places(self._layers, model), ties(self._layers, model)
         self._refresh()
-        self._mask_weights()
+        if not loaded:
+            self._mask_weights()
         self._handles = list(self._register())
         _attached.add(self)
 
@@ -130,11 +137,16 @@ class Sparsifier:
     def apply_masks(self, model: nn.Module) -> None:
         """Zeroes the dead weights of a copy (a deepcopy, ``AveragedModel``), found by parameter name.
 
+        Of the attached model itself too, and their optimizer state, where something else has written to them.
+
         Raises:
             ValueError: the copy lacks a layer, or has it in another shape; nothing is written then.
         """
         inner = model.module if isinstance(model, torch.optim.swa_utils.AveragedModel) else model
         copied = unwrap(inner)
+        if copied is self.model:
+            self._mask_weights()
+            return
         parameters = dict(copied.named_parameters())
         for name, layer in self._layers.items():
             if layer.find_copy(copied) is None:
@@ -190,6 +202,7 @@ class Sparsifier:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Goes on where :meth:`state_dict` was taken; weights and optimizer are loaded by their own methods.
 
+        In whatever order: nothing is zeroed here, and the next step refuses weights that lie outside the masks then.
         Where several ranks train the model, every one must call it.
 
         Raises:
@@ -212,10 +225,36 @@ class Sparsifier:
             group.next_update = entry["next_update"]
         for name, layer in self._layers.items():
             entry = saved["layers"][name]
-            layer.set_mask(masks[name].to(layer.parameter.device), self.weight_steps)
+            layer.load_mask(masks[name].to(layer.parameter.device), self.weight_steps)
             layer.alive.restore(entry["alive_steps"], self.weight_steps)
             if entry["momentum"] is not None:
                 layer.load_momentum(entry["momentum"])
+        self._place()
+        self._refresh()
+
+    def take_masks_from_weights(self) -> None:
+        """Makes the masks those of the weights as they are now: for a loaded sparse model whose masks were not saved.
+
+        What is not 0 is alive. Alive weights that were exactly 0, above all those that an update had just grown, cannot
+        be told from dead ones: a recipe that keeps its number of alive weights draws the missing ones at random among
+        the zeros, pruning and SNIP take all zeros for dead. Counters go on as they stand, and optimizer state outside
+        the masks is dropped; only :meth:`load_state_dict` goes on bit for bit.
+
+        Where several ranks train the model, every one must call it.
+
+        Raises:
+            ValueError: the recipe cannot have such masks: no weight is 0, or the net has another sparsity or
+                distribution; nothing is changed then.
+        """
+        masks = dict[str, Tensor]()
+        for group in self._groups:
+            layers = group.layers.items()
+            evidence = {name: layer.evidence(None, self.seed, self.weight_steps) for name, layer in layers}
+            masks |= masks_of_weights(group.algorithm, evidence, updates=group.next_update is not None)
+        if self._ranks is not None:
+            self._ranks.check_masks(masks)
+        for name, layer in self._layers.items():
+            layer.load_mask(masks[name], self.weight_steps)
         self._place()
         self._refresh()
         self._mask_weights()
@@ -232,8 +271,13 @@ class Sparsifier:
         if self.strict:
             for name, layer in self._layers.items():
                 yield on_gradient(layer.parameter, partial(self._check_layer, name))
+        yield self.optimizer.register_load_state_dict_post_hook(self._on_load)
         yield self.optimizer.register_step_pre_hook(optimizers.uncompiled(self._on_step))
         yield self.optimizer.register_step_post_hook(optimizers.uncompiled(self._after_step))
+
+    def _on_load(self, _: Optimizer) -> None:
+        for layer in self._layers.values():
+            layer.was_loaded()
 
     def _on_step(self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]) -> Any:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
@@ -253,6 +297,9 @@ class Sparsifier:
         """Updates the topology in place of the weight step where that is due, else prepares the weight step."""
         due = [group for group in self._groups if group.is_due(self.weight_steps)]
         self._check_membership(due)
+        # A step that only fills state comes between weights that are loaded and their masks.
+        if not optimizers.only_fills_state(self.optimizer):
+            self._refuse_strays()
         self._takes_step = optimizers.has_gradients(self.optimizer) and not optimizers.skips_step(self.optimizer)
         if not self._takes_step:
             return
@@ -283,12 +330,22 @@ class Sparsifier:
             for group in due:
                 self._update(group)
             self.weight_steps += 1
-        # Also after a step that was skipped: it may leave new state of whatever lay in memory. But a step that only
-        # fills state comes between weights that are loaded and their masks.
+        # Also after a step that was skipped: it may leave new state of whatever lay in memory.
         if not optimizers.only_fills_state(self.optimizer):
             self._mask_weights()
         self._refresh()
         self._check_layers()
+
+    @torch.no_grad()
+    def _refuse_strays(self) -> None:
+        """Refuses to zero what something else wrote to dead places; nothing is looked at where nobody wrote."""
+        suspects = {name: layer for name, layer in self._layers.items() if layer.suspect}
+        found = {name: layer.strays() for name, layer in suspects.items()}
+        strays = {name: what for name, what in found.items() if what is not None}
+        if strays:
+            raise refusal(strays)
+        if suspects:
+            self._mask_weights()
 
     def _check_layers(self) -> None:
         if self.strict:
@@ -363,3 +420,5 @@ class Sparsifier:
         pairs = [pair for layer in self._layers.values() for pair in layer.masked_tensors()]
         if pairs:
             torch._foreach_mul_([tensor for tensor, _ in pairs], [bits for _, bits in pairs])
+        for layer in self._layers.values():
+            layer.settle()

@@ -17,9 +17,11 @@ from torch.utils.hooks import RemovableHandle
 from regrow import optimizers
 from regrow.layers import Layer
 from regrow.scores import Evidence, Need
-from regrow.shards import cut_like, evidence_for, piece, whole
+from regrow.shards import cut_like, evidence_for, is_cut, piece, whole
 
 DEFAULT_MOMENTUM = 0.9
+PROBES = 512
+"""Places of a weight that are looked at before every step, as a write through ``.data`` leaves no other trace."""
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -85,6 +87,9 @@ class StoredLayer(Protocol):
     def set_mask(self, mask: Tensor, step: int) -> None:
         """A new topology, from weight step ``step`` on."""
 
+    def load_mask(self, mask: Tensor, step: int) -> None:
+        """The same, but what is not 0 outside the mask stays: it may not have been loaded yet."""
+
     def load_momentum(self, momentum: Tensor) -> None:
         """Fills the own buffer from a saved state."""
 
@@ -102,6 +107,19 @@ class StoredLayer(Protocol):
 
     def masked_tensors(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Tensors that may hold something in dead places, each with the bytes to multiply it by."""
+
+    @property
+    def suspect(self) -> bool:
+        """Whether something other than a step may have written to dead places since they were settled."""
+
+    def strays(self) -> str | None:
+        """What is not 0 outside the mask, in words; None where nothing is."""
+
+    def was_loaded(self) -> None:
+        """Somebody loaded the optimizer's state, perhaps the weight: what lies outside the mask waits for the step."""
+
+    def settle(self) -> None:
+        """Everything is as the mask says: what is written from now on is noticed."""
 
     def evidence(self, gradient: Tensor | None, seed: int, step: int) -> Evidence:
         """What the scores of an update may look at."""
@@ -172,6 +190,18 @@ class DenseStorage:
         """Nothing is taken up."""
 
 
+def in_words(weights: int, alive: int, state: int) -> str | None:
+    """What lies outside a mask.
+
+    Args:
+        weights: how many weights that are not 0, of ``alive`` such weights in the layer.
+        state: how many entries of optimizer state, the most that one of its tensors has.
+    """
+    if weights:
+        return f"{weights:,} of the {alive:,} weights that are not 0"
+    return f"{state:,} entries of the loaded optimizer state" if state else None
+
+
 def on_gradient(parameter: nn.Parameter, hook: Callable[[Tensor], None]) -> RemovableHandle:
     """Calls ``hook`` when a backward pass has brought the gradient; a frozen parameter is for when it is not any more.
 
@@ -196,6 +226,7 @@ class MaskedLayer:
         alive: how many are.
         momentum: a buffer of our own, where the recipe needs a momentum that the optimizer does not keep; else None.
         dense_momentum: whether that buffer is one of dense gradients.
+        state_loaded: whether the optimizer's state is what somebody loaded, and the masks for it may yet come.
     """
 
     def __init__(self, layer: Layer, parameter: nn.Parameter, mask: Tensor, optimizer: Optimizer, needs: Need) -> None:
@@ -203,7 +234,11 @@ class MaskedLayer:
         self.alive = AliveCount(layer.size)
         # A gradient, its version when it was masked, and where it lay.
         self._masked: tuple[weakref.ref[Tensor], int, int] | None
+        # The weight's version and place when it was settled; its memory, so that nothing else comes to lie there.
+        self._settled: tuple[int, int, torch.UntypedStorage] | None
+        self.state_loaded = False
         self.set_mask(mask, step=0)
+        self.settle()
         self.dense_momentum = Need.DENSE_MOMENTUM in needs
         absent = Need.MOMENTUM in needs and optimizers.momentum_factor(optimizer, parameter) is None
         self.momentum: Tensor | None = None
@@ -219,6 +254,49 @@ class MaskedLayer:
         self.alive.change(int(mask.sum()), step)
         # Multiplying by bytes is four times as fast as by bools on a CPU, which torch casts one by one.
         self.bits = piece(self.mask).view(torch.uint8)
+        self._probes = _probes(self.mask)
+
+    def load_mask(self, mask: Tensor, step: int) -> None:
+        """Another mask, and nothing is settled."""
+        self.set_mask(mask, step)
+        self._settled = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether neither weight nor state was written to since they were as the mask says, as far as torch tells."""
+        return self._settled is not None and not self.state_loaded and self._settled[:2] == self._traces()[:2]
+
+    @property
+    def suspect(self) -> bool:
+        """The same, and a look at some of the dead weights."""
+        if not self.settled:
+            return True
+        return self._probes is not None and bool(self.parameter.detach().take(self._probes).any())
+
+    def strays(self) -> str | None:
+        """Counts them, over all ranks where the weight is cut."""
+        weights = self._outside(self.parameter.detach())
+        state = 0
+        if self.state_loaded:
+            found = optimizers.elementwise_state(self.optimizer, self.parameter)
+            state = max((self._outside(value) for value, start in found if start == 0), default=0)
+        return in_words(weights, int(whole((self.parameter.detach() != 0).sum())) if weights else 0, state)
+
+    def _outside(self, tensor: Tensor) -> int:
+        return int(whole(((tensor != 0) & ~self.mask).sum()))
+
+    def was_loaded(self) -> None:
+        """To be looked at before the next step."""
+        self.state_loaded = True
+
+    def settle(self) -> None:
+        """Notes the traces that a write would leave."""
+        self._settled, self.state_loaded = self._traces(), False
+
+    def _traces(self) -> tuple[int, int, torch.UntypedStorage]:
+        here = piece(self.parameter.detach())
+        version = 0 if here.is_inference() else here._version
+        return version, here.data_ptr(), here.untyped_storage()
 
     def load_momentum(self, momentum: Tensor) -> None:
         """Fills the own buffer from a saved state."""
@@ -304,7 +382,8 @@ class MaskedLayer:
                 value = whole(tensor)[where].item()
                 raise RuntimeError(
                     f"dead {what} of '{self.layer.name}' at {where} is {value}, expected {expected}, "
-                    f"after weight step {weight_steps}: something other than the optimizer writes to the weights"
+                    f"after weight step {weight_steps}: something other than the optimizer writes to the weights "
+                    "(what was loaded needs the sparsifier's state too)"
                 )
 
     def find_copy(self, model: nn.Module) -> Tensor | None:
@@ -321,3 +400,11 @@ class MaskedLayer:
     def release(self) -> None:
         """Takes the hook off the parameter."""
         self._hook.remove()
+
+
+def _probes(mask: Tensor) -> Tensor | None:
+    """Flat places of dead weights, spread over a mask; None where looking would make a device wait."""
+    if not mask.is_cpu or is_cut(mask):
+        return None
+    at = torch.arange(PROBES) * 2654435761 % mask.numel()  # Knuth's multiplicative hash: no stride of a shape
+    return at[~mask.take(at)]

@@ -33,7 +33,7 @@ def test_a_new_pattern_moves_what_stays_and_zeroes_what_is_born(before: Tensor, 
     weight, dense = compacted(before)
     state = gather(torch.arange(1.0, 7.0).view(2, 3), weight.indices)
     parameter, weight.values.grad = weight.values, torch.ones(weight.num_alive)
-    weight.set_mask(after, [("step_size", state, 0.5)])
+    weight.set_mask(after, [(state, 0.5)])
     assert torch.equal(weight.dense(weight.values.detach()), dense * after)
     assert torch.equal(weight.dense(weight.values.grad), (before & after).float())
     expected = torch.where(before & after, torch.arange(1.0, 7.0).view(2, 3), 0.5)
@@ -43,14 +43,16 @@ def test_a_new_pattern_moves_what_stays_and_zeroes_what_is_born(before: Tensor, 
 
 
 @given(masks, masks)
-def test_what_is_loaded_for_dead_places_lives_when_the_next_pattern_has_them(before: Tensor, after: Tensor) -> None:
+def test_the_pattern_becomes_that_of_what_is_loaded_where_it_lacks_some_of_it(before: Tensor, loaded: Tensor) -> None:
     weight, _ = compacted(before)
-    checkpoint = torch.arange(1.0, 7.0).view(2, 3)
+    checkpoint = torch.arange(1.0, 7.0).view(2, 3) * loaded
+    entries = weight.load(checkpoint)
     with torch.no_grad():
-        weight.values.copy_(weight.load("", checkpoint))
-    weight.set_mask(after)
-    assert torch.equal(weight.dense(weight.values.detach()), checkpoint * after)
-    assert not weight.left_over
+        weight.values.copy_(entries)
+    assert torch.equal(weight.dense(weight.values.detach()), checkpoint)
+    lacks = bool((loaded & ~before).any())
+    assert torch.equal(weight.mask, loaded if lacks else before)
+    assert weight.version == int(lacks)
 
 
 def test_a_parameter_can_change_its_size_while_an_old_graph_is_alive() -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -31,22 +30,14 @@ def register(optimizer: Optimizer, layers: Mapping[str, CompactedLayer]) -> list
     def loading(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         state = dict(state_dict["state"])
         for number, layer in _numbered(optimizer, layers):
-            found = state.get(number, {})
-            state[number] = {
-                key: layer.weight.load(key, value) if _is_dense(value, layer) else value for key, value in found.items()
-            }
-            if not found:
-                state.pop(number)
+            if number in state:
+                state[number] = layer.load_state(state[number])
         return {**state_dict, "state": state}
 
     return [
         optimizer.register_state_dict_post_hook(saved),
         optimizer.register_load_state_dict_pre_hook(loading),
     ]
-
-
-def _is_dense(value: Any, layer: CompactedLayer) -> bool:
-    return isinstance(value, Tensor) and tuple(value.shape) == layer.weight.shape
 
 
 def _numbered(optimizer: Optimizer, layers: Mapping[str, CompactedLayer]) -> Iterator[tuple[int, CompactedLayer]]:

@@ -67,7 +67,7 @@ def to_dense(model: nn.Module) -> nn.Module:
     """
     model = unwrap(model)
     layers = compact_layers(model)
-    if any(layer.compact.attached for layer in layers.values()):
+    if any(layer.compact.keeper is not None for layer in layers.values()):
         raise ValueError(
             "a sparsifier is attached to this model: its detach() makes model and optimizer dense (or pass a deepcopy)"
         )

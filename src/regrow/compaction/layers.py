@@ -61,14 +61,7 @@ class CompactLayer(nn.Module):
                 )
                 state_dict[key] = self.weight
             else:
-                state_dict[key] = self.compact.load("", found)
-                lost = 0 if self.compact.attached else len(self.compact.left_over.pop("", ((),))[0])
-                if lost:
-                    error_msgs.append(
-                        f"{key} has {lost:,} weights that are not 0 where this compact layer has none: make the model "
-                        "dense (regrow.to_dense) before such a state is loaded, and compact after"
-                    )
-                    state_dict[key] = self.weight
+                state_dict[key] = self.compact.load(found)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

@@ -1,6 +1,9 @@
 """A sparsified weight in compact storage: what the sparsifier asks of it, on values and indices."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import reduce
+from operator import or_
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,10 +11,10 @@ from torch import Tensor, nn
 from regrow import optimizers
 from regrow.compaction.dense_gradient import BackwardPasses, DenseGradient
 from regrow.compaction.layers import CompactLayer, make_compact, make_dense
+from regrow.compaction.positions import Positions
+from regrow.compaction.weights import gather, indices_of, scatter
 from regrow.scores import Evidence, Need
-from regrow.storage import DEFAULT_MOMENTUM, MaskedLayer
-
-MOMENTUM = "own momentum"
+from regrow.storage import DEFAULT_MOMENTUM, MaskedLayer, in_words
 
 
 class CompactedLayer:
@@ -28,16 +31,25 @@ class CompactedLayer:
         self.layer, self.parameter, self.alive = masked.layer, masked.parameter, masked.alive
         self.optimizer, self.needs, self.passes = masked.optimizer, masked.needs, passes
         self._own = masked.momentum
-        state = [value for value, _ in optimizers.elementwise_state(self.optimizer, self.parameter)]
+        self._state_loaded = masked.state_loaded
         masked.release()
-        self.weight = make_compact(module, masked.mask, [*state, *([] if self._own is None else [self._own])])
+        mask, pattern = masked.mask, masked.mask
+        if not masked.settled:
+            pattern = pattern | (self.parameter.detach() != 0)
+        if masked.state_loaded:
+            for value, start in optimizers.elementwise_state(self.optimizer, self.parameter):
+                pattern = pattern | (value != start)
+        self.weight = make_compact(module, pattern, [value for value, _ in self._state()])
+        self._positions = self.weight.positions
+        if self.weight.num_alive > self.alive.number:
+            self._positions = Positions.of(indices_of(mask), self.layer.shape)
         assert isinstance(module, CompactLayer)
-        self.module, self.weight.attached = module, True
+        self.module, self.weight.keeper = module, self
 
     @property
     def mask(self) -> Tensor:
         """Made anew from the indices."""
-        return self.weight.mask
+        return scatter(torch.ones(len(self._positions), dtype=torch.bool), self._positions.indices, self.layer.shape)
 
     @property
     def momentum(self) -> Tensor | None:
@@ -46,14 +58,75 @@ class CompactedLayer:
 
     def set_mask(self, mask: Tensor, step: int) -> None:
         """Moves the entries that stay; the newborn have value 0 and fresh state."""
-        own = [] if self._own is None else [(MOMENTUM, self._own, 0.0)]
-        self.weight.set_mask(mask, [*optimizers.named_state(self.optimizer, self.parameter), *own])
+        self.weight.set_mask(mask, self._state())
+        self._positions = self.weight.positions
         self.alive.change(self.weight.num_alive, step)
+
+    def load_mask(self, mask: Tensor, step: int) -> None:
+        """Beside the mask the pattern holds what is not 0 in the weight, and in state that was loaded."""
+        self._positions = Positions.of(indices_of(mask), self.layer.shape)
+        self.alive.change(len(self._positions), step)
+        self.make_room(self._weight_alive())
+
+    def make_room(self, alive: Tensor) -> None:
+        """Before a dense weight is loaded."""
+        state = optimizers.elementwise_state(self.optimizer, self.parameter) if self._state_loaded else ()
+        self._fit(alive, *(self.weight.dense(value, start) != start for value, start in state))
+
+    def load_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """An optimizer's dense state of this weight that is being loaded, cut to a pattern that holds all of it."""
+        dense = {
+            key: value.detach().cpu()
+            for key, value in state.items()
+            if isinstance(value, Tensor) and tuple(value.shape) == self.weight.shape
+        }
+        starts = {key: optimizers.initial_value(self.optimizer, self.parameter, key) for key in dense}
+        self._fit(self._weight_alive(), *(value != starts[key] for key, value in dense.items()))
+        return {**state, **{key: gather(value, self.weight.indices) for key, value in dense.items()}}
+
+    def _state(self) -> list[tuple[Tensor, float]]:
+        """All that has one number an alive weight, beside the weight."""
+        own = [] if self._own is None else [(self._own, 0.0)]
+        return [*optimizers.elementwise_state(self.optimizer, self.parameter), *own]
+
+    def _weight_alive(self) -> Tensor:
+        return self.weight.dense(self.weight.values.detach()) != 0
+
+    def _fit(self, *alive: Tensor) -> None:
+        """Gives the weight the least pattern that holds the mask and these: the mask's own where they are within it."""
+        pattern = reduce(or_, alive, self.mask)
+        if not torch.equal(pattern, self.weight.mask):
+            self.weight.set_mask(pattern, self._state())
+        if self.weight.num_alive == len(self._positions):
+            self.weight.positions = self._positions
+
+    @property
+    def suspect(self) -> bool:
+        """Whether a load has made the pattern larger than the mask."""
+        return self.weight.positions is not self._positions
+
+    def strays(self) -> str | None:
+        """Counts them."""
+        outside = ~torch.isin(self.weight.indices, self._positions.indices)
+        values = self.weight.values.detach()
+        state = 0
+        if self._state_loaded:
+            found = optimizers.elementwise_state(self.optimizer, self.parameter)
+            state = max((int(value[outside].count_nonzero()) for value, start in found if start == 0), default=0)
+        return in_words(int(values[outside].count_nonzero()), int(values.count_nonzero()), state)
+
+    def was_loaded(self) -> None:
+        """The optimizer's state counts among the strays."""
+        self._state_loaded = True
+
+    def settle(self) -> None:
+        """State is the mask's own again."""
+        self._state_loaded = False
 
     def load_momentum(self, momentum: Tensor) -> None:
         """The alive entries of a saved buffer."""
         if self._own is not None:
-            self._own.copy_(self.weight.load(MOMENTUM, momentum))
+            self._own.copy_(gather(momentum, self.weight.indices))
 
     def expect_dense_gradient(self, wanted: bool) -> None:
         """Whether the coming backward passes sum up the dense gradient beside that of the values."""
@@ -91,8 +164,9 @@ class CompactedLayer:
         self._own.add_(self.parameter.grad.detach(), alpha=1 / optimizers.gradient_scale(self.optimizer))
 
     def masked_tensors(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """None, but what was loaded for dead places goes."""
-        self.weight.left_over = {}
+        """None, but the pattern is the mask's again."""
+        if self.suspect:
+            self._fit()
         return iter(())
 
     def evidence(self, gradient: Tensor | None, seed: int, step: int) -> Evidence:
@@ -108,7 +182,8 @@ class CompactedLayer:
         indices, size = self.weight.indices, self.layer.size
         ascending = bool((indices[1:] > indices[:-1]).all()) and int(indices[0]) >= 0 and int(indices[-1]) < size
         sizes = {value.numel() for value, _ in optimizers.elementwise_state(self.optimizer, self.parameter)}
-        if not ascending or {self.parameter.numel(), self.alive.number, *sizes} != {len(indices)}:
+        counted = len(self._positions) == self.alive.number
+        if not ascending or not counted or {self.parameter.numel(), *sizes} != {len(indices)}:
             raise RuntimeError(
                 f"'{self.layer.name}' has {len(indices)} indices, {self.parameter.numel()} values and state of "
                 f"{sorted(sizes)} after weight step {weight_steps}: something other than the sparsifier writes to them"

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,13 @@ def own_weight(module: nn.Module) -> nn.Parameter:
     return weight
 
 
+class Keeper(Protocol):
+    """A sparsifier's layer, whose optimizer state has one number an alive weight too."""
+
+    def make_room(self, alive: Tensor) -> None:
+        """Has the pattern take in the True entries of a mask, and moves everything."""
+
+
 @dataclass(eq=False)
 class CompactWeight:
     """The alive entries of one weight.
@@ -96,20 +103,17 @@ class CompactWeight:
         positions: of the alive weights in the dense one.
         version: grows with every change of the pattern, so that kernels know when to rebuild what they derived from it.
         dense_gradient: what the coming backward passes keep of it; None where it is not wanted.
-        attached: whether a sparsifier keeps it; a copy is free.
-        left_over: name → (positions, entries) of what was loaded for positions that are not alive; the next pattern
-            takes it up, the next step drops it.
+        keeper: what a sparsifier keeps it by; None where it is free, as a copy is.
     """
 
     values: nn.Parameter
     positions: Positions
     version: int = 0
     dense_gradient: DenseGradient | None = None
-    attached: bool = False
-    left_over: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    keeper: Keeper | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "attached": False, "dense_gradient": None}
+        return {**self.__dict__, "keeper": None, "dense_gradient": None}
 
     @classmethod
     def from_dense(cls, parameter: nn.Parameter, mask: Tensor, state: Iterable[Tensor] = ()) -> "CompactWeight":
@@ -157,39 +161,34 @@ class CompactWeight:
         """One number an alive weight as a tensor of the dense shape."""
         return scatter(entries, self.indices, self.shape, fill)
 
-    def set_mask(self, mask: Tensor, state: Iterable[tuple[str, Tensor, float]] = ()) -> None:
+    def set_mask(self, mask: Tensor, state: Iterable[tuple[Tensor, float]] = ()) -> None:
         """Another pattern: kept entries of values, gradient and state move with it, the newborn start afresh.
 
         Args:
             mask: bool, of the dense shape.
-            state: name, tensor and initial value of what has one number an alive weight; resized in place.
+            state: tensor and initial value of what has one number an alive weight; resized in place.
         """
         new = indices_of(mask)
         move = Move.between(self.indices, new)
         gradient, self.values.grad = self.values.grad, None
-        for name, tensor, initial in (("", self.values, 0.0), *state):
-            content = move(tensor.detach(), initial)
-            if name in self.left_over:
-                at, entries = self.left_over[name]
-                content[torch.isin(new, at)] = entries[torch.isin(at, new)].to(content)
-            resize(tensor, content)
+        for tensor, initial in ((self.values, 0.0), *state):
+            resize(tensor, move(tensor.detach(), initial))
         if gradient is not None:
             self.values.grad = move(gradient)
         self.positions = Positions.of(new, self.shape)
         self.version += 1
-        self.left_over = {}
 
-    def load(self, name: str, dense: Tensor) -> Tensor:
-        """The entries of a dense tensor that is being loaded; what is not 0 in dead places waits for the next mask."""
-        flat, indices = dense.detach().reshape(-1).cpu(), self.indices
-        outside = flat != 0
-        outside[indices.long()] = False
-        if bool(outside.any()):
-            at = indices_of(outside)
-            self.left_over[name] = (at, flat[at])
-        else:
-            self.left_over.pop(name, None)
-        return flat.index_select(0, indices)
+    def load(self, dense: Tensor) -> Tensor:
+        """The alive entries of a dense weight that is being loaded, by a pattern that holds all that is not 0 in it.
+
+        A free weight keeps its pattern as long as that does, and takes that of what is loaded else.
+        """
+        dense = dense.detach().to(self.values)
+        if self.keeper is not None:
+            self.keeper.make_room(dense != 0)
+        elif bool(((dense != 0) & ~self.mask).any()):
+            self.set_mask(dense != 0)
+        return gather(dense, self.indices)
 
 
 class _Scatter(torch.autograd.Function):
