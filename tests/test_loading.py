@@ -250,6 +250,10 @@ def test_weights_assigned_to_the_model_are_whole_and_the_next_step_is_refused(st
         run.train(8, 9)
     assert equal(dict(run.model.state_dict()), dict(saved["m"]))
     assert run.sparsifier is not None
+    masks = run.sparsifier.masks
+    run.sparsifier.apply_masks(run.model)
+    assert all(torch.equal(run.model.state_dict()[name], saved["m"][name] * mask) for name, mask in masks.items())
+    run.model.load_state_dict(saved["m"])
     run.sparsifier.detach()
     assert equal(dict(run.model.state_dict()), dict(saved["m"]))
 

@@ -144,7 +144,7 @@ class Sparsifier:
         """
         inner = model.module if isinstance(model, torch.optim.swa_utils.AveragedModel) else model
         copied = unwrap(inner)
-        if copied is self.model:
+        if copied is self.model and not have_moved(self._places):
             self._mask_weights()
             return
         parameters = dict(copied.named_parameters())

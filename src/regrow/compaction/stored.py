@@ -201,7 +201,9 @@ class CompactedLayer:
         """Gives a compact copy this pattern, and zeroes the dead weights of a dense one."""
         module, name = _owner(model, self.layer.name)
         assert module is not None
-        if isinstance(module, CompactLayer):
+        if module is self.module:
+            self._fit()
+        elif isinstance(module, CompactLayer):
             if not torch.equal(module.compact.indices, self.weight.indices):
                 module.compact.set_mask(self.mask)
         else:
