@@ -322,6 +322,26 @@ def test_weights_that_are_swapped_and_brought_back_between_steps_change_nothing(
 
 
 @pytest.mark.parametrize("storage", STORAGES)
+def test_weights_swapped_between_micro_batches_change_nothing_at_an_update_either(storage: str) -> None:
+    found = []
+    for swaps in (False, True):
+        run = Run(storage).attach()
+        for step in range(20):
+            for part in range(2):
+                inputs, targets = batch(2 * step + part)
+                nn.functional.cross_entropy(run.model(inputs), targets).backward()
+                if swaps:
+                    kept = copy.deepcopy(run.model.state_dict())
+                    run.model.load_state_dict(mlp(seed=3).state_dict())
+                    run.model(inputs)
+                    run.model.load_state_dict(kept)
+            run.optimizer.step()
+            run.optimizer.zero_grad(set_to_none=step % 2 == 0)
+        found.append(run.saved())
+    assert equal(*found)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
 def test_a_load_between_the_backward_pass_and_the_step_is_noticed_too(storage: str) -> None:
     run, saved = older(storage)
     inputs, targets = batch(16)

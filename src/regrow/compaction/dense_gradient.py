@@ -151,6 +151,12 @@ class DenseGradient:
         self._left_over = None if self.gradient is None else self.gradient.detach().clone()
         self.passes.next_step()
 
+    def move(self, move: Callable[[Tensor], Tensor]) -> None:
+        """The alive entries are others now, as ``.grad`` is; what is known of each has moved with it."""
+        for part in self.parts.values():
+            part.own = move(part.own)
+        self._left_over = None if self._left_over is None else move(self._left_over)
+
     def release(self) -> None:
         """Listens no longer."""
         self._hook.remove()

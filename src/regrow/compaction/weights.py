@@ -175,6 +175,8 @@ class CompactWeight:
             resize(tensor, move(tensor.detach(), initial))
         if gradient is not None:
             self.values.grad = move(gradient)
+        if self.dense_gradient is not None:
+            self.dense_gradient.move(move)
         self.positions = Positions.of(new, self.shape)
         self.version += 1
 
