@@ -67,8 +67,8 @@ def attach(
         ValueError: a pattern matches nothing, the budget cannot be met, the optimizer is unfit or does not hold the
             weights or has a sparsifier already, two parameters share memory in a way that no mask fits, the model has
             no sparsifiable layer, is on the meta device or is attached to already; compact storage cannot do what the
-            recipe or optimizer needs; the ranks of a model in
-            DistributedDataParallel or fully_shard were given different seeds or masks. The model is untouched then.
+            recipe or optimizer needs; the ranks of a model in DistributedDataParallel or fully_shard were given
+            different seeds or masks. The model is untouched then.
 
     >>> import regrow
     >>> model = nn.Sequential(nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 10))
