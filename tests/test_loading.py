@@ -84,9 +84,11 @@ class Run:
 
 
 def equal(left: Any, right: Any) -> bool:
+    """Of states: but for the decisions that compact storage keeps."""
     if isinstance(left, Tensor):
         return torch.equal(left, right)
     if isinstance(left, dict):
+        left, right = ({key: value for key, value in each.items() if key != "storage"} for each in (left, right))
         return left.keys() == right.keys() and all(equal(left[key], right[key]) for key in left)
     if isinstance(left, (list, tuple)):
         return len(left) == len(right) and all(map(equal, left, right))
