@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -25,6 +25,8 @@ from regrow_lab.studies import ALL, studies_of, study_runs, usual_storage
 
 OF_IMAGES = ("table1", "table2", "table3", "table5", "figure3", "figure4", "struct", "saliency", "storages")
 """Studies that --data-dir turns to cifar10-jpeg at the small scale, and that --data is for where all are done."""
+WITHOUT_FILES = ("digits", "digits-images")
+"""Data sets that come with scikit-learn. To ask for the others' files torch has to be imported."""
 
 
 @dataclass(frozen=True)
@@ -79,19 +81,39 @@ class Study:
 
     def run(self) -> int:
         """Train what is not finished yet, then write the report."""
-        return run_studies(self) if self.name == ALL else run_study(self, self.name, self.out)
+        return run_studies(self) if self.name == ALL else run_plan(self, planned(self, self.name, self.out))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study that can be done: its name and folder, its runs, those of them that this command is to train, and what
+    study.json says of it."""
+
+    name: str
+    out: Path
+    runs: Sequence[RunConfig]
+    mine: Sequence[RunConfig]
+    settings: Mapping[str, str]
 
 
 def run_studies(options: Study) -> int:
     """Every study of the scale, one after another, and the page of claims; what cannot be done is said and left out."""
     out = Path("runs") / ALL if options.out is None else options.out
-    worst = 0
+    plans, left_out = list[Plan](), dict[str, list[str]]()
     for name in studies_of(ALL, options.scale):
-        print(f"== {name}")
         try:
-            code = run_study(options, name, out / name)
+            plans.append(planned(options, name, out / name))
         except ValueError as error:
-            complain(f"{name} is left out: {error}")
+            left_out.setdefault(" ".join(str(error).split()), []).append(name)
+    for why, names in left_out.items():
+        complain(f"{_listed(names)} {'is' if len(names) == 1 else 'are'} left out: {why}")
+    worst = 1 if left_out else 0
+    for plan in plans:
+        print(f"== {plan.name}")
+        try:
+            code = run_plan(options, plan)
+        except ValueError as error:
+            complain(f"{plan.name} is left out: {error}")
             code = 1
         if code > 128:
             return code
@@ -100,8 +122,8 @@ def run_studies(options: Study) -> int:
     return worst
 
 
-def run_study(options: Study, name: str, out: Path | None) -> int:
-    """Train what is not finished yet of one study, then write its report."""
+def planned(options: Study, name: str, out: Path | None) -> Plan:
+    """What is to be done of one study. Raises ValueError if that cannot be; nothing is written."""
     if options.data_dir is not None:
         if not options.data_dir.is_dir():
             raise ValueError(f"{options.data_dir} is no folder: give the folder of all data with --data-dir")
@@ -112,28 +134,53 @@ def run_study(options: Study, name: str, out: Path | None) -> int:
     precision = _precision(options)
     if storage != "dense" or precision is not None:
         runs = study_runs(name, options.seeds, options.scale, data, storage, precision)
-    launcher = options.runner()
-    launcher.check()
+    options.runner().check()
     mine = runs if options.shard is None else shard(runs, options.shard)
     out = Path("runs") / name if out is None else out
+    missing = missing_data(unfinished(mine, out))
+    if missing and options.launcher != "slurm":
+        raise ValueError("; ".join(missing))
+    for each in missing:
+        complain(f"note: {each}; the jobs need it where they run")
     settings = {"scale": options.scale, "data": data or "", "storage": storage, "precision": precision or ""}
-    store.open_study(out, name, options.seeds, **settings)
+    return Plan(name, out, runs, mine, settings)
+
+
+def missing_data(runs: Iterable[RunConfig]) -> list[str]:
+    """What is wrong with the files of the data sets of these runs, in words; one that is whole is not spoken of."""
+    wanted = dict.fromkeys((run.data, run.image_size) for run in runs if run.data not in WITHOUT_FILES)
+    if not wanted:
+        return []
+    from regrow_lab.data import check_there
+
+    missing = []
+    for data, image_size in wanted:
+        try:
+            check_there(data, image_size)
+        except ValueError as error:
+            missing.append(str(error))
+    return missing
+
+
+def run_plan(options: Study, plan: Plan) -> int:
+    """Train what is not finished yet of one study, then write its report."""
+    store.open_study(plan.out, plan.name, options.seeds, **plan.settings)
     began = time.monotonic()
     try:
-        done = launcher.launch(mine, out, progress_for(Console()))
+        done = options.runner().launch(plan.mine, plan.out, progress_for(Console()))
     except WorkerError as error:
         complain(f"{error}; the same command goes on once that is mended")
         return 1
     except KeyboardInterrupt as interrupt:
-        finished = len(mine) - len(unfinished(mine, out))
-        complain(f"stopped with {finished} of {len(mine)} runs finished; the same command goes on from there")
+        finished = len(plan.mine) - len(unfinished(plan.mine, plan.out))
+        complain(f"stopped with {finished} of {len(plan.mine)} runs finished; the same command goes on from there")
         return exit_code(interrupt)
-    left = len(unfinished(runs, out))
+    left = len(unfinished(plan.runs, plan.out))
     if options.shard is None or not left:
-        print_report(out)
+        print_report(plan.out)
     else:
-        print(f"shard {options.shard} is done, {left} of the study's {len(runs)} runs are not: no report yet")
-    return _say_outcome(mine, done, time.monotonic() - began)
+        print(f"shard {options.shard} is done, {left} of the study's {len(plan.runs)} runs are not: no report yet")
+    return _say_outcome(plan.mine, done, time.monotonic() - began)
 
 
 def _precision(options: Study) -> str | None:
@@ -152,8 +199,9 @@ def _say_outcome(runs: Sequence[RunConfig], done: Outcome, seconds: float) -> in
     )
     for run_id in done.diverged:
         print(f"diverged: {run_id}")
-    for run_id, why in done.failed.items():
-        complain(f"{run_id} failed: {why}")
+    for why, run_ids in done.reasons().items():
+        more = f" and {len(run_ids) - 1} more" if len(run_ids) > 1 else ""
+        complain(f"{run_ids[0]}{more} failed: {why}")
     return 1 if done.failed else 0
 
 
@@ -180,6 +228,15 @@ def _print_claims(directory: Path) -> None:
     from regrow_lab.study_report import write_claims
 
     print(f"claims: {shown(write_claims(directory))}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names as a sentence has them.
+
+    >>> _listed(["a"]), _listed(["a", "b", "c"])
+    ('a', 'a, b and c')
+    """
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _data(options: Study, name: str) -> str | None:

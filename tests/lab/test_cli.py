@@ -9,13 +9,16 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from stored import store_run
 
 from regrow_lab import store
 from regrow_lab.__main__ import LAB
 from regrow_lab.__main__ import main as main_of_the_command
 from regrow_lab.cli import Flops, _without_box, main
 from regrow_lab.config import RunConfig
+from regrow_lab.data import DATASETS
 from regrow_lab.studies import STUDIES
+from regrow_lab.study_command import WITHOUT_FILES
 
 TINY = [RunConfig(epochs=1), RunConfig(method="rigl", sparsity=0.5, epochs=1)]
 
@@ -156,6 +159,141 @@ def test_brackets_in_brackets_are_one_line(
     said = capsys.readouterr().err
     assert said.startswith(f"regrow: {path} ")
     assert said.count("\n") == 1
+
+
+CIFAR = RunConfig(model="wrn-10-1", data="cifar10", epochs=1)
+JPEG = RunConfig(model="wrn-10-1", data="cifar10-jpeg", epochs=1)
+TEXT = RunConfig(model="char-gru", data="tinyshakespeare", epochs=1)
+FOLDER = RunConfig(model="wrn-10-1", data="my/pictures", epochs=1, image_size=32)
+NO_CIFAR = (
+    "CIFAR-10 is not in DATA (looked in cifar10, cifar-10, CIFAR10 for cifar-10-binary.tar.gz or "
+    "cifar-10-python.tar.gz, unpacked or not, train/CLASS/*.png and test/CLASS/*.png, or parquet files): run `regrow "
+    "data fetch cifar10`, or set REGROW_DATA to the folder that holds it"
+)
+
+
+@pytest.fixture
+def no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("DATA").mkdir()
+    monkeypatch.setenv("REGROW_DATA", "DATA")
+
+
+@pytest.mark.usefixtures("no_data")
+@pytest.mark.parametrize(
+    ("runs", "said"),
+    [
+        ([CIFAR] * 184, [NO_CIFAR]),
+        (
+            [JPEG],
+            ["CIFAR-10 (JPEG) is not in DATA (looked in ", " for train/CLASS/*.jpg and test/CLASS/*.jpg): unpack"],
+        ),
+        ([RunConfig(data="mnist")], ["MNIST is not in DATA (looked in mnist, MNIST for train-images-idx3-ubyte and"]),
+        ([TEXT], ["tinyshakespeare is not in DATA (looked for tinyshakespeare.txt, "]),
+        ([FOLDER], ["unknown data 'my/pictures': choose one of ", "(DATA/my/pictures does not exist)"]),
+        ([TINY[0], CIFAR, TEXT, CIFAR], [f"{NO_CIFAR}; tinyshakespeare is not in DATA"]),
+    ],
+)
+@pytest.mark.parametrize("launcher", ["local", "torchrun"])
+def test_missing_data_are_one_line_before_anything_starts(
+    launcher: str,
+    runs: list[RunConfig],
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(STUDIES, "digits", lambda seeds: runs)
+    assert main(["study", "digits", "--workers", "1", "--launcher", launcher]) == 2
+    out, error = capfd.readouterr()
+    assert out == ""
+    assert error.startswith(f"regrow: {said[0]}")
+    assert all(part in error for part in said)
+    assert error.count("\n") == 1
+    assert [path.name for path in Path().iterdir()] == ["DATA"]
+
+
+@pytest.mark.usefixtures("no_data")
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (["train/cat", "test/cat"], "my/pictures holds no images in its classes' folders"),
+        (["train/cat"], "my/pictures has train/ but no test/ or val/: expected both"),
+        (["train/cat", "val/dog"], "my/pictures: class 'cat' is in only one of train/ and val/"),
+        (["train"], "(DATA/my/pictures has no train/CLASS/ with images)"),
+        ([""], "(DATA/my/pictures has no train/CLASS/ with images)"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train --model wrn-10-1 --data my/pictures --image-size 32", "study digits"])
+def test_a_data_folder_without_images_is_one_line(
+    command: str, make: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for each in make:
+        (Path("DATA/my/pictures") / each).mkdir(parents=True, exist_ok=True)
+    monkeypatch.setitem(STUDIES, "digits", lambda seeds: [FOLDER])
+    assert main(command.split()) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert said in error
+    assert error.count("\n") == 1
+    assert [path.name for path in Path().iterdir()] == ["DATA"]
+
+
+@pytest.mark.usefixtures("no_data")
+def test_all_studies_say_at_first_what_is_missing_and_do_the_others(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    studies = {
+        "digits": [TINY[0]],
+        "table1": [CIFAR, TINY[0]],
+        "table2": [CIFAR] * 3,
+        "charlm": [TEXT],
+        "struct": [CIFAR],
+    }
+    monkeypatch.setattr("regrow_lab.study_command.studies_of", lambda name, scale: list(studies))
+    for name, runs in studies.items():
+        monkeypatch.setitem(STUDIES, name, lambda seeds, runs=runs, **_: runs)
+    assert main(["study", "all", "--workers", "1", "--out", "OUT"]) == 1
+    out, error = capfd.readouterr()
+    first, second = error.splitlines()
+    assert first == f"regrow: table1, table2 and struct are left out: {NO_CIFAR}"
+    assert second.startswith("regrow: charlm is left out: tinyshakespeare is not in DATA (")
+    assert "1 runs: 0 finished before, 1 now in " in out
+    assert sorted(path.name for path in Path("OUT").iterdir()) == ["claims.md", "digits"]
+
+
+@pytest.mark.usefixtures("no_data")
+def test_a_finished_study_is_reported_without_its_data(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    store_run(Path("OUT"), "dense", 0.0, model=CIFAR.model, data=CIFAR.data, epochs=CIFAR.epochs)
+    store.write_json(Path("OUT/study.json"), {"study": "digits", "seeds": 3})
+    monkeypatch.setitem(STUDIES, "digits", lambda seeds: [CIFAR])
+    assert main(["study", "digits", "--storage", "dense", "--workers", "1", "--out", "OUT"]) == 0
+    out, error = capfd.readouterr()
+    assert "1 runs: 1 finished before, 0 now in " in out
+    assert error == ""
+
+
+def test_only_data_that_come_with_scikit_learn_are_not_asked_for() -> None:
+    assert set(WITHOUT_FILES) == set(DATASETS)
+
+
+@pytest.mark.usefixtures("no_data")
+def test_what_many_runs_fail_of_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As where an archive turns out to be damaged once it is read."""
+    Path("DATA/cifar10").mkdir()
+    Path("DATA/cifar10/cifar-10-binary.tar.gz").write_bytes(b"cut")
+    runs = [RunConfig(model="wrn-10-1", data="cifar10", epochs=epochs) for epochs in range(1, 5)]
+    monkeypatch.setitem(STUDIES, "digits", lambda seeds: [*runs, TINY[0]])
+    assert main(["study", "digits", "--workers", "1", "--storage", "dense"]) == 1
+    out, error = capfd.readouterr()
+    assert out.count("truncated") == 1
+    assert error == (
+        f"regrow: {runs[0].run_id} and 3 more failed: DATA/cifar10/cifar-10-binary.tar.gz is truncated: 3 of "
+        "170,052,171 bytes; fetch it again\n"
+    )
 
 
 def a_run_whose_result_is_damaged(out: Path) -> Path:

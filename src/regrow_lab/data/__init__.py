@@ -180,10 +180,24 @@ def load_data(name: str, device: torch.device, image_size: int = 0) -> AnyData:
     return _load(name, device, image_size, data_root())
 
 
+def check_there(name: str, image_size: int = 0) -> None:
+    """Raise ValueError as `load_data` does if a data set's files are not where they must lie. None of them is read."""
+    root = data_root()
+    if name in IMAGE_SETS:
+        IMAGE_SETS[name].find(root)
+    elif _is_text(name):
+        _find_text(name, root)
+    elif name not in DATASETS:
+        _find_folder(name, image_size, root)
+
+
+def _is_text(name: str) -> bool:
+    return name == TINY_SHAKESPEARE or name.endswith(".txt")
+
+
 @functools.cache
 def _load(name: str, device: torch.device, image_size: int, root: Path) -> AnyData:
-    is_text = name == TINY_SHAKESPEARE or name.endswith(".txt")
-    if image_size and (name in DATASETS or name in IMAGE_SETS or is_text):
+    if image_size and (name in DATASETS or name in IMAGE_SETS or _is_text(name)):
         raise ValueError(f"image_size is for folders of images, given {image_size} for data {name}: leave it out")
     if name in DATASETS:
         tensors = DATASETS[name]()
@@ -195,7 +209,7 @@ def _load(name: str, device: torch.device, image_size: int, root: Path) -> AnyDa
         found = decoded(name, source)
         image_set.check(found, source)
         return Dataset(*_on(device, found.tensors), name=name, mean=image_set.mean, std=image_set.std)
-    if is_text:
+    if _is_text(name):
         return _load_text(name, device, root)
     return _load_folder(name, device, image_size, root)
 
@@ -205,7 +219,7 @@ def _on(device: torch.device, tensors: FourTensors) -> FourTensors:
     return train_inputs.to(device), train_labels.to(device), test_inputs.to(device), test_labels.to(device)
 
 
-def _load_text(name: str, device: torch.device, root: Path) -> Text:
+def _find_text(name: str, root: Path) -> Path:
     names = (f"{name}.txt", f"{name}/input.txt", f"{name}/{name}.txt") if name == TINY_SHAKESPEARE else (name,)
     path = next((root / file for file in names if (root / file).is_file()), None)
     if path is None:
@@ -213,6 +227,11 @@ def _load_text(name: str, device: torch.device, root: Path) -> Text:
             f"{name} is not in {root} (looked for {', '.join(names)}): put it there, or set REGROW_DATA to the folder "
             "that holds it"
         )
+    return path
+
+
+def _load_text(name: str, device: torch.device, root: Path) -> Text:
+    path = _find_text(name, root)
     content = torch.frombuffer(bytearray(content_of(path) or b"\0"), dtype=torch.uint8).to(device)
     border = int(TEXT_TRAIN_SHARE * len(content))
     return Text(content[:border], content[border:], name)
@@ -220,11 +239,7 @@ def _load_text(name: str, device: torch.device, root: Path) -> Text:
 
 def _load_folder(name: str, device: torch.device, image_size: int, root: Path) -> Dataset | ImageFiles:
     folder = root / name
-    source = _find_folder(folder, image_size)
-    if source is None:
-        known = ", ".join([*DATASETS, *IMAGE_SETS, TINY_SHAKESPEARE])
-        what = "has no train/CLASS/ with images" if folder.is_dir() else "does not exist"
-        raise ValueError(f"unknown data {name!r}: choose one of {known}, or an image folder ({folder} {what})")
+    source = _find_folder(name, image_size, root)
     if source.size() > memory_limit(device):
         listed = list_images(folder) if source.unpack is None else list_unpacked(unpacked(str(folder), source))
         if not image_size:
@@ -236,10 +251,16 @@ def _load_folder(name: str, device: torch.device, image_size: int, root: Path) -
     return Dataset(*_on(device, found.tensors), name=name, mean=mean, std=std)
 
 
-def _find_folder(folder: Path, image_size: int) -> Source | None:
-    if not folder.is_dir():
-        return None
-    return find_image_folder(folder, image_size) or find_hugging_face(folder, image_size)
+def _find_folder(name: str, image_size: int, root: Path) -> Source:
+    folder = root / name
+    source = None
+    if folder.is_dir():
+        source = find_image_folder(folder, image_size) or find_hugging_face(folder, image_size)
+    if source is None:
+        known = ", ".join([*DATASETS, *IMAGE_SETS, TINY_SHAKESPEARE])
+        what = "has no train/CLASS/ with images" if folder.is_dir() else "does not exist"
+        raise ValueError(f"unknown data {name!r}: choose one of {known}, or an image folder ({folder} {what})")
+    return source
 
 
 def memory_limit(device: torch.device) -> int:

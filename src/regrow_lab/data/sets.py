@@ -11,7 +11,7 @@ from regrow_lab.data.cifar import CIFAR_10, CIFAR_100, Archive, find_cifar
 from regrow_lab.data.fetch import Download
 from regrow_lab.data.folder import find_image_folder
 from regrow_lab.data.hugging_face import find_hugging_face
-from regrow_lab.data.idx import FASHION_MNIST, MNIST, find_idx
+from regrow_lab.data.idx import FASHION_MNIST, FILES, MNIST, find_idx
 from regrow_lab.data.source import Decoded, Source
 
 PARTS = ("training", "test")
@@ -22,7 +22,8 @@ Finder = Callable[[Path], Source | None]
 class ImageSet:
     """A published set of images.
 
-    `loose` is looked for in the root of all data, `finders` in the root's `folders`. `size` is training and test
+    `loose` is looked for in the root of all data, `finders` in the root's `folders`; `files` says in words what they
+    look for. `size` is training and test
     images, `shape` height × width × channels; mean and std are those of the training images, for pixels in [0, 1].
     """
 
@@ -33,6 +34,7 @@ class ImageSet:
     num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    files: str
     folders: tuple[str, ...]
     finders: tuple[Finder, ...]
     loose: Finder | None = None
@@ -47,8 +49,8 @@ class ImageSet:
                 return source
         remedy = f"run `regrow data fetch {self.name}`, or set" if self.downloads else "unpack it there, or set"
         raise ValueError(
-            f"{self.title} is not in {root} (looked in {', '.join(self.folders)}): {remedy} REGROW_DATA to the folder "
-            "that holds it"
+            f"{self.title} is not in {root} (looked in {', '.join(self.folders)} for {self.files}): {remedy} "
+            "REGROW_DATA to the folder that holds it"
         )
 
     def check(self, found: Decoded, source: Source) -> None:
@@ -101,6 +103,10 @@ def _archive(archive: Archive, folder: str) -> Download:
     return Download(f"https://www.cs.toronto.edu/~kriz/{archive.name}", folder, archive.size, archive.md5)
 
 
+ARCHIVES = tuple(" or ".join(archive.name for archive in each) + ", unpacked or not" for each in (CIFAR_10, CIFAR_100))
+IDX = f"{FILES[0]} and the three others like it, with .gz or without"
+LOSSLESS = "train/CLASS/*.png and test/CLASS/*.png, or parquet files"
+
 CIFAR_10_MEAN, CIFAR_10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 IMAGE_SETS = {
@@ -114,6 +120,7 @@ IMAGE_SETS = {
             10,
             CIFAR_10_MEAN,
             CIFAR_10_STD,
+            files=f"{ARCHIVES[0]}, {LOSSLESS}",
             folders=("cifar10", "cifar-10", "CIFAR10"),
             finders=(partial(find_cifar, CIFAR_10), _lossless_folder, find_hugging_face),
             loose=partial(find_cifar, CIFAR_10),
@@ -127,6 +134,7 @@ IMAGE_SETS = {
             10,
             CIFAR_10_MEAN,
             CIFAR_10_STD,
+            files="train/CLASS/*.jpg and test/CLASS/*.jpg",
             folders=("cifar10-jpeg", "cifar10-jpeg/cifar10", "cifar10"),
             finders=(_jpeg_folder,),
         ),
@@ -138,6 +146,7 @@ IMAGE_SETS = {
             100,
             (0.5071, 0.4865, 0.4409),
             (0.2673, 0.2564, 0.2762),
+            files=f"{ARCHIVES[1]}, {LOSSLESS}",
             folders=("cifar100", "cifar-100", "CIFAR100"),
             finders=(partial(find_cifar, CIFAR_100), _lossless_folder, find_hugging_face),
             loose=partial(find_cifar, CIFAR_100),
@@ -151,6 +160,7 @@ IMAGE_SETS = {
             10,
             (0.1307,),
             (0.3081,),
+            files=f"{IDX}, {LOSSLESS}",
             folders=("mnist", "MNIST"),
             finders=(partial(find_idx, MNIST), find_image_folder, find_hugging_face),
             downloads=tuple(
@@ -166,6 +176,7 @@ IMAGE_SETS = {
             10,
             (0.2860,),
             (0.3530,),
+            files=f"{IDX}, {LOSSLESS}",
             folders=("fashion-mnist", "fashion_mnist", "FashionMNIST"),
             finders=(partial(find_idx, FASHION_MNIST), find_image_folder, find_hugging_face),
             downloads=tuple(

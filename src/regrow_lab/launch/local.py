@@ -182,7 +182,7 @@ class _Pool:
                 self.waited_for.add(run.run_id)
                 self.progress.note(f"{content}: waiting for it")
         elif kind == "failed":
-            self._fail(run, content)
+            self.outcome.fail(run, content, self.progress)
         else:
             self.outcome.count(run, content)
             self.progress.run(worker.process.pid, run, content)
@@ -207,11 +207,7 @@ class _Pool:
             self.queue.appendleft(run)
             self.progress.note(f"{run.run_id}: {what}; the run is started again")
         else:
-            self._fail(run, f"{what} {TRIES} times")
-
-    def _fail(self, run: RunConfig, why: str) -> None:
-        self.outcome.failed[run.run_id] = why
-        self.progress.note(f"{run.run_id} failed: {why}")
+            self.outcome.fail(run, f"{what} {TRIES} times", self.progress)
 
 
 def _start(device: str, directory: Path, checkpoint_seconds: float) -> _Worker:

@@ -36,6 +36,19 @@ class Outcome:
         if result["status"] == "diverged":
             self.diverged.append(run.run_id)
 
+    def fail(self, run: RunConfig, why: str, progress: Progress) -> None:
+        """Take in a run that cannot be trained, and say so; what many fail of is said once."""
+        if why not in self.failed.values():
+            progress.note(f"{run.run_id} failed: {why}")
+        self.failed[run.run_id] = why
+
+    def reasons(self) -> dict[str, list[str]]:
+        """Why runs failed -> those that did."""
+        found: dict[str, list[str]] = {}
+        for run_id, why in self.failed.items():
+            found.setdefault(why, []).append(run_id)
+        return found
+
 
 class Launcher(Protocol):
     """Trains runs."""

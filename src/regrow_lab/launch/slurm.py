@@ -283,8 +283,7 @@ class _Watch:
 
     def _fail(self, run: RunConfig, why: str) -> None:
         del self.left[run.run_id]
-        self.outcome.failed[run.run_id] = why
-        self.progress.note(f"{run.run_id} failed: {why}")
+        self.outcome.fail(run, why, self.progress)
 
 
 def _recorded_jobs(directory: Path) -> dict[str, list[str]]:

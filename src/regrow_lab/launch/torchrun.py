@@ -141,8 +141,7 @@ def _claimed(run: RunConfig, directory: Path) -> str | None:
 
 
 def _fail(run: RunConfig, why: str, progress: Progress, outcome: Outcome) -> bool:
-    outcome.failed[run.run_id] = why
-    progress.note(f"{run.run_id} failed: {why}")
+    outcome.fail(run, why, progress)
     return True
 
 
