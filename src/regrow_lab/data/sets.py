@@ -23,8 +23,8 @@ class ImageSet:
     """A published set of images.
 
     `loose` is looked for in the root of all data, `finders` in the root's `folders`; `files` says in words what they
-    look for. `size` is training and test
-    images, `shape` height × width × channels; mean and std are those of the training images, for pixels in [0, 1].
+    look for. `size` is training and test images, `shape` height × width × channels; mean and std are those of the
+    training images, for pixels in [0, 1].
     """
 
     name: str
