@@ -6,11 +6,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from regrow.algorithm import Algorithm, grids, select, unit_counts
+from regrow.algorithm import Algorithm, grids, unit_counts
 from regrow.distributions import total_alive
 from regrow.redistribution import apportion
 from regrow.scores import Evidence, random
 from regrow.state import SAME_SPARSITY
+from regrow.threshold import select
 
 LEEWAY = 0.05
 """By this share of its alive weights a net may have fewer that are not exactly 0."""
