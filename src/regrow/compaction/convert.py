@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.compaction import graph
+from regrow.compaction.copies import make_plain
 from regrow.compaction.layers import compact_layers, make_compact, make_dense, obstacle, obstacles
 from regrow.compaction.weights import CompactWeight
 from regrow.layers import unwrap
@@ -41,6 +42,7 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> nn.M
         with torch.no_grad():
             for name in weights.keys() - modules.keys():
                 weights[name].masked_fill_(~chosen[name].to(weights[name].device), 0)
+        make_plain(model)
         for name, module in modules.items():
             make_compact(module, chosen[name])
         graph.install(model)
@@ -72,6 +74,7 @@ def to_dense(model: nn.Module) -> nn.Module:
             "a sparsifier is attached to this model: its detach() makes model and optimizer dense (or pass a deepcopy)"
         )
     graph.remove(model)
+    make_plain(model)
     for layer in layers.values():
         make_dense(layer)
     return model

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.compaction import ops
+from regrow.compaction.copies import copied_weight, deepcopy_of
 from regrow.compaction.program import Convolution, Input, Program
 from regrow.compaction.readers import weights_read
 from regrow.compaction.reference import convolution_gradients
@@ -30,6 +31,15 @@ class CompactLayer(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "regions": {}}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        """A compact layer of its own; a dense one where a sparsifier is attached, whose pattern moves on."""
+        keeper = self.compact.keeper
+        if keeper is None or id(self.weight) in memo:  # its optimizer has been copied before
+            return deepcopy_of(self, memo, set(), type(self))
+        memo[id(self.weight)] = copied_weight(self.compact)
+        memo.update((id(value), self.compact.dense(value, start)) for value, start in keeper.state())
+        return deepcopy_of(self, memo, set(CompactLayer.__annotations__) - {"weight", "bias"}, _plain(self))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch has no types for it
@@ -240,5 +250,8 @@ def make_dense(module: CompactLayer, state: Iterable[tuple[Tensor, float]] = ())
         resize(weight, module.compact.dense(weight.detach()))  # torch's remove_spectral_norm makes another parameter
     module.compact.to_dense(state)
     del module.compact, module.regions, module.number
-    dense = next(plain for plain, compact in CLASSES.items() if isinstance(module, compact))
-    module.__class__ = dense  # type: ignore[assignment]  # one of the two that CLASSES names
+    module.__class__ = _plain(module)  # type: ignore[assignment]  # one of the two that CLASSES names
+
+
+def _plain(module: CompactLayer) -> type[nn.Module]:
+    return next(plain for plain, compact in CLASSES.items() if isinstance(module, compact))

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from regrow import optimizers
 from regrow.algorithm import Algorithm
 from regrow.compaction import cache, checkpoint, graph, measured, native
+from regrow.compaction.copies import make_plain
 from regrow.compaction.dense_gradient import BackwardPasses
 from regrow.compaction.layers import obstacle, obstacles
 from regrow.compaction.region import wanted
@@ -38,6 +39,7 @@ class CompactStorage:
     name = "compact"
 
     def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
+        make_plain(model)
         self.model = model
         self.layers: dict[str, CompactedLayer] = {}
         self.reasons: dict[str, str] = {}

@@ -39,7 +39,7 @@ class CompactedLayer:
         if masked.state_loaded:
             for value, start in optimizers.elementwise_state(self.optimizer, self.parameter):
                 pattern = pattern | (value != start)
-        self.weight = make_compact(module, pattern, [value for value, _ in self._state()])
+        self.weight = make_compact(module, pattern, [value for value, _ in self.state()])
         self._positions = self.weight.positions
         if self.weight.num_alive > self.alive.number:
             self._positions = Positions.of(indices_of(mask), self.layer.shape)
@@ -58,7 +58,7 @@ class CompactedLayer:
 
     def set_mask(self, mask: Tensor, step: int) -> None:
         """Moves the entries that stay; the newborn have value 0 and fresh state."""
-        self.weight.set_mask(mask, self._state())
+        self.weight.set_mask(mask, self.state())
         self._positions = self.weight.positions
         self.alive.change(self.weight.num_alive, step)
 
@@ -84,7 +84,7 @@ class CompactedLayer:
         self._fit(self._weight_alive(), *(value != starts[key] for key, value in dense.items()))
         return {**state, **{key: gather(value, self.weight.indices) for key, value in dense.items()}}
 
-    def _state(self) -> list[tuple[Tensor, float]]:
+    def state(self) -> list[tuple[Tensor, float]]:
         """All that has one number an alive weight, beside the weight."""
         own = [] if self._own is None else [(self._own, 0.0)]
         return [*optimizers.elementwise_state(self.optimizer, self.parameter), *own]
@@ -96,7 +96,7 @@ class CompactedLayer:
         """Gives the weight the least pattern that holds the mask and these: the mask's own where they are within it."""
         pattern = reduce(or_, alive, self.mask)
         if not torch.equal(pattern, self.weight.mask):
-            self.weight.set_mask(pattern, self._state())
+            self.weight.set_mask(pattern, self.state())
         if self.weight.num_alive == len(self._positions):
             self.weight.positions = self._positions
 

@@ -93,6 +93,9 @@ class Keeper(Protocol):
     def make_room(self, alive: Tensor) -> None:
         """Has the pattern take in the True entries of a mask, and moves everything."""
 
+    def state(self) -> Iterable[tuple[Tensor, float]]:
+        """What has one number an alive weight beside the values, with its initial value."""
+
 
 @dataclass(eq=False)
 class CompactWeight:
