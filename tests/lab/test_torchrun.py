@@ -171,7 +171,8 @@ def test_a_run_that_another_process_takes_is_waited_for(
         def note(self, line: str) -> None:
             said.append(line)
             if "waiting for it" in line:
-                store.write_json(folder / "result.json", {"status": "diverged", "diverged_at": 1})
+                numbers = {"test_accuracy": None, "diverged_at": 1, "train_ratio": 1.0, "seconds": 0.0}
+                store.write_json(folder / "result.json", {"status": "diverged", **numbers})
                 another.close()
 
     monkeypatch.setattr(torchrun, "_run", is_refused)
