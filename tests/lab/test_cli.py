@@ -151,8 +151,7 @@ def test_brackets_in_brackets_are_one_line(
     folder = Path("OUT/runs/dense")
     folder.mkdir(parents=True)
     Path("OUT/study.json").write_text('{"schema": 1, "study": "digits", "seeds": 1}')
-    for each in ("config.json", "result.json"):
-        (folder / each).write_text('{"schema": 1}')
+    (folder / "config.json").write_text('{"schema": 1}')
     path = Path("OUT") / name if name == "study.json" else folder / name
     path.write_text("[" * 300_000 + "\n")
     assert main(["report", "OUT"]) == 2
@@ -339,7 +338,7 @@ def test_that_command_does_so(
     main(["report", "OUT"])
     command = capsys.readouterr().err.split("`")[1]
     assert main(command.split()[1:]) == 2
-    assert capsys.readouterr().err.endswith(": delete it, and the same command makes it anew\n")
+    assert capsys.readouterr().err.endswith(": delete it, and the command that trained it trains the run anew\n")
     (folder / "result.json").unlink()
     assert main(command.split()[1:]) == 0
     assert store.read_json(folder / "result.json")["status"] == "finished"
