@@ -217,6 +217,21 @@ def test_what_is_tied_by_memory_stays_so_while_it_trains_and_after(tie: str, sto
     assert counted.layers["a.weight"].sparse == 2 * 2 * int(masks["a.weight"].sum())
 
 
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_copy_which_torch_unties_is_masked_in_both_places(storage: str) -> None:
+    model = Two()
+    by_parameter(model)
+    optimizer = sgd(*[parameter for parameter in model.parameters() if parameter is not model.b.weight])
+    sparsifier = regrow.attach(model, optimizer, RIGL, storage=storage)
+    average = copy.deepcopy(model)
+    assert identity(average.a.weight) != identity(average.b.weight)
+    nn.init.ones_(average.a.weight)
+    nn.init.ones_(average.b.weight)
+    sparsifier.apply_masks(average)
+    assert torch.equal(average.a.weight.bool(), sparsifier.masks["a.weight"])
+    assert torch.equal(average.b.weight, average.a.weight)
+
+
 def test_slices_of_one_buffer_that_do_not_overlap_are_weights_of_their_own() -> None:
     model = Two()
     flat, matrix = torch.randn(480 + 200), torch.randn(40, 80)

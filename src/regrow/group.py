@@ -126,6 +126,13 @@ def ties(layers: Mapping[str, StoredLayer], model: nn.Module) -> dict[str, int]:
     return {name: number[identity(layer.parameter)] for name, layer in layers.items()}
 
 
+def second_places(layers: Mapping[str, StoredLayer], model: nn.Module) -> dict[str, str]:
+    """Where else in the model the weight of a layer stands as another parameter: place → name of the layer."""
+    names = {identity(layer.parameter): name for name, layer in layers.items()}
+    found = {place: (weight, names.get(identity(weight))) for place, weight in places_of_parameters(model).items()}
+    return {place: name for place, (weight, name) in found.items() if name and weight is not layers[name].parameter}
+
+
 def check_ties(layers: Mapping[str, StoredLayer], model: nn.Module, before: Mapping[str, int]) -> None:
     """Refuses weights that have come to share memory with another since they were attached to with a RuntimeError."""
     weights = places_of_parameters(model)

@@ -3,8 +3,9 @@
 Every rank must call :func:`whole` for the same tensors in the same order; an ordinary tensor passes through untouched.
 """
 
+import gc
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, cast
@@ -59,13 +60,16 @@ class Ranks:
 
     @classmethod
     def of(cls, model: nn.Module) -> "Ranks | None":
-        """The ranks of a model; None where one alone trains it, as far as the model shows."""
-        if isinstance(model, nn.parallel.DistributedDataParallel):
-            return cls((model.process_group,))
+        """Those that train a model at the moment; None where one alone does, or several sets, as far as it shows.
+
+        It shows where parameters are cut, or where a DistributedDataParallel around the model, or around more, holds
+        them. That may be made after the model was attached to.
+        """
         for parameter in model.parameters():
             if is_cut(parameter):
                 return cls(tuple(cast(Any, parameter).device_mesh.get_all_groups()))
-        return None
+        groups = _groups_of(model)
+        return cls((groups[0],)) if len(groups) == 1 else None
 
     def number(self) -> int:
         """How many they are."""
@@ -113,6 +117,38 @@ class Ranks:
                 f"not all ranks came to compare what they have within {PATIENCE.seconds} s: attach, load_state_dict "
                 f"and iterative_pruning are for every rank to call ({str(error).splitlines()[0]})"
             ) from error
+
+
+def mean_over_ranks(model: nn.Module) -> Callable[[Tensor], object]:
+    """What makes a tensor its mean over the ranks that average this model's gradients, in place.
+
+    Raises:
+        ValueError: parts of the model are averaged over different ranks.
+    """
+    groups = _groups_of(model)
+    if len(groups) > 1:
+        raise ValueError(
+            f"{len(groups)} DistributedDataParallel over different process groups hold weights of this model, and a "
+            "dense gradient has one mean: delete the one that is not used, or attach with storage='dense'"
+        )
+
+    def average(tensor: Tensor) -> None:
+        for group in groups:
+            torch.distributed.all_reduce(tensor, group=group)
+            tensor /= torch.distributed.get_world_size(group)
+
+    return average
+
+
+def _groups_of(model: nn.Module) -> list[Any]:
+    """Process groups over which gradients of the model are averaged: nothing on a model says so, but wrappers know."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return []
+    weights, kind = {id(parameter) for parameter in model.parameters()}, nn.parallel.DistributedDataParallel
+    # By type: isinstance would ask every proxy that there is.
+    wrappers = [found for found in gc.get_objects() if issubclass(type(found), kind)]
+    held = [each for each in wrappers if any(id(parameter) in weights for parameter in each.parameters())]
+    return list({id(each.process_group): each.process_group for each in held}.values())
 
 
 class GatheredEvidence(Evidence):

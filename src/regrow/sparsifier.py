@@ -15,9 +15,10 @@ from regrow import optimizers, state
 from regrow.algorithm import updated_masks
 from regrow.coverage import DenseWeight
 from regrow.flops import Flops, count_flops
-from regrow.group import Group, check_membership, check_ties, have_moved, places, ties
+from regrow.group import Group, check_membership, check_ties, have_moved, places, second_places, ties
 from regrow.layers import unwrap
 from regrow.loading import masks_of_weights, refusal
+from regrow.memory import places_of_parameters
 from regrow.scores import Need
 from regrow.shards import Ranks, whole
 from regrow.storage import Storage, StoredLayer, on_gradient
@@ -55,7 +56,7 @@ class Sparsifier:
         """``loaded``: the weights are a sparse model's already, and stay as they are until the first step."""
         self.model, self.optimizer, self.seed, self.strict = model, optimizer, seed, strict
         self._storage, self._ranks, self._dense = storage, ranks, dense
-        self._without_gradient = set[str]()
+        self._without_gradient, self._has_looked_for_ranks = set[str](), False
         self.weight_steps = 0
         self.num_updates = 0
         self._groups = list(groups)
@@ -158,6 +159,10 @@ class Sparsifier:
         with torch.no_grad():
             for layer in self._layers.values():
                 layer.mask_copy(copied)
+            weights = places_of_parameters(copied)
+            for place, name in second_places(self._layers, self.model).items():
+                if place in weights:  # torch copies two parameters over the same memory apart
+                    weights[place].masked_fill_(~self._layers[name].mask, 0)
 
     def detach(self) -> None:
         """Removes every hook; what is left is the plain model, its dead weights at 0.
@@ -300,6 +305,7 @@ class Sparsifier:
         # A step that only fills state comes between weights that are loaded and their masks.
         if not optimizers.only_fills_state(self.optimizer):
             self._refuse_strays()
+        self._check_ranks(due)
         self._takes_step = optimizers.has_gradients(self.optimizer) and not optimizers.skips_step(self.optimizer)
         if not self._takes_step:
             return
@@ -368,6 +374,14 @@ class Sparsifier:
         check_ties(self._layers, self.model, self._ties)
         if moved:
             self._places = places(self._layers, self.model)
+
+    def _check_ranks(self, due: Sequence[Group]) -> None:
+        """Refuses masks that differ among ranks which a wrapper that was made after attaching has brought together."""
+        if self._ranks is None and (due or not self._has_looked_for_ranks):
+            self._has_looked_for_ranks, self._ranks = True, Ranks.of(self.model)
+            if self._ranks is not None:
+                self._ranks.check_seed(self.seed)
+                self._ranks.check_masks({name: whole(layer.mask) for name, layer in self._layers.items()})
 
     # The update
 

@@ -1,25 +1,30 @@
 """Compact storage on two ranks (DDP over gloo, wrapped after attaching): the masks of one rank with the whole batch."""
 
+import gc
 import os
-import socket
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from nets import batch, mlp, sgd
+from ranks import launch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 import regrow
 from regrow.compaction.region import SWITCH
+from regrow.shards import Ranks, mean_over_ranks
 
 RECIPES = {
     "static": regrow.static(sparsity=0.8),
     "set": regrow.set_(sparsity=0.8, total_steps=40, every=3),
     "rigl": regrow.rigl(sparsity=0.8, total_steps=40, every=3),
 }
+
+
+Found = dict[str, torch.Tensor]
 
 
 def by_hand(model: nn.Module, losses: Callable[[int], torch.Tensor]) -> None:
@@ -50,12 +55,24 @@ def in_the_end(model: nn.Module, losses: Callable[[int], torch.Tensor]) -> None:
 LOOPS = {loop.__name__: loop for loop in (accumulated, in_the_end, by_hand)}
 
 
-def run(name: str, rank: int, world: int) -> dict[str, torch.Tensor]:
-    model = mlp(seed=0).double()
+class Around(nn.Module):
+    """A model inside a larger one, as trainers have it."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.head = inner, nn.Linear(2, 2)
+        self.head.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x)
+
+
+def run(name: str, rank: int, world: int, wrap=DistributedDataParallel, seed: int = 0) -> Found:
+    model = mlp(seed=seed).double()
     optimizer = sgd(model)
     record = RECIPES[name] if name in RECIPES else RECIPES["rigl"]
     sparsifier = regrow.attach(model, optimizer, record, storage="compact", strict=True)
-    wrapped = nn.parallel.DistributedDataParallel(model) if world > 1 else model
+    wrapped = wrap(model) if world > 1 else model
     for step in range(14):
 
         def loss(part: int, step: int = step) -> torch.Tensor:
@@ -71,21 +88,15 @@ def run(name: str, rank: int, world: int) -> dict[str, torch.Tensor]:
     return {f"mask {name}": mask for name, mask in sparsifier.masks.items()} | dict(model.state_dict())
 
 
-def worker(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
+def worker(rank: int, world: int, folder: Path) -> None:
     os.environ[SWITCH] = "torch"
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    torch.save({name: run(name, rank, 2) for name in (*RECIPES, *LOOPS)}, Path(folder) / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    torch.save({name: run(name, rank, 2) for name in (*RECIPES, *LOOPS)}, folder / f"{rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, torch.Tensor]]]:
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(worker, args=(port, str(folder)), nprocs=2)
+    launch(worker, 2, folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -95,3 +106,118 @@ def test_two_ranks_agree_with_each_other_and_with_one(ranks, name: str) -> None:
     for key, value in alone.items():
         assert torch.equal(ranks[0][name][key], ranks[1][name][key])
         torch.testing.assert_close(ranks[0][name][key], value, rtol=1e-9, atol=1e-12)
+
+
+def some_of_them(rank: int, world: int, folder: Path) -> None:
+    """Two ranks share a model by a group of their own, the third has another model and fewer steps."""
+    os.environ[SWITCH] = "torch"
+    pair = torch.distributed.new_group([0, 1])
+
+    def wrap(model: nn.Module) -> nn.Module:
+        return DistributedDataParallel(Around(model) if rank < 2 else model, process_group=pair)
+
+    found = run("rigl", rank, 2, wrap) if rank < 2 else run("rigl", 0, 1, seed=5)
+    torch.save(found, folder / f"{rank}.pt")
+
+
+def test_a_group_of_ranks_averages_among_itself_and_another_model_alone(tmp_path: Path) -> None:
+    launch(some_of_them, 3, tmp_path)
+    one, other, third = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(3))
+    for key, value in run("rigl", 0, 1).items():
+        assert torch.equal(one[key], other[key])
+        torch.testing.assert_close(one[key], value, rtol=1e-9, atol=1e-12)
+    for key, value in run("rigl", 0, 1, seed=5).items():
+        assert torch.equal(third[key], value), "a model of its own does not see the others"
+
+
+def models_of_their_own(rank: int, world: int, folder: Path) -> None:
+    """Each rank searches among models, and one has been wrapped and let go before."""
+    os.environ[SWITCH] = "torch"
+    spare = DistributedDataParallel(mlp(seed=1))
+    for number in range(1 + rank):
+        torch.save(run("rigl", 0, 1, seed=10 * rank + number), folder / f"{rank}-{number}.pt")
+    assert Ranks.of(spare.module) is not None
+
+
+def test_models_that_ranks_do_not_share_never_meet(tmp_path: Path) -> None:
+    launch(models_of_their_own, 2, tmp_path)
+    for rank, number in ((0, 0), (1, 0), (1, 1)):
+        found = torch.load(tmp_path / f"{rank}-{number}.pt", weights_only=True)
+        for key, value in run("rigl", 0, 1, seed=10 * rank + number).items():
+            assert torch.equal(found[key], value)
+
+
+def averaged_loop(model: nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> None:
+    """A loop that averages the gradients itself."""
+    for step in range(8):
+        inputs, targets = (part.chunk(2)[rank] for part in batch(step))
+        nn.functional.cross_entropy(model(inputs.double()), targets).backward()
+        for parameter in model.parameters():
+            torch.distributed.all_reduce(parameter.grad)
+            parameter.grad /= 2
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def averaged_by_hand(rank: int, world: int, folder: Path) -> None:
+    os.environ[SWITCH] = "torch"
+    for storage in ("dense", "compact"):
+        model = mlp(seed=0).double()
+        optimizer = sgd(model)
+        sparsifier = regrow.attach(model, optimizer, RECIPES["rigl"], storage=storage, strict=True)
+        if storage == "compact":
+            with pytest.raises(ValueError, match=r"not from an all_reduce of your own.*storage='dense'"):
+                averaged_loop(model, optimizer, rank)
+            assert sparsifier.num_updates == 0
+        else:
+            averaged_loop(model, optimizer, rank)
+            torch.save(sparsifier.masks, folder / f"{rank}.pt")
+
+
+def test_gradients_that_a_loop_averages_itself_are_right_in_dense_storage_and_noticed_in_compact(
+    tmp_path: Path,
+) -> None:
+    launch(averaged_by_hand, 2, tmp_path)
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert all(torch.equal(mask, other[name]) for name, mask in one.items())
+
+
+def wrapped_later(rank: int, world: int, folder: Path) -> None:
+    """Masks that differ are found out although nobody shared the model when it was attached to."""
+    os.environ[SWITCH] = "torch"
+    for storage in ("dense", "compact"):
+        for name in ("static", "rigl"):
+            model = mlp()
+            optimizer = sgd(model)
+            sparsifier = regrow.attach(model, optimizer, RECIPES[name], seed=rank, storage=storage)
+            wrapped = DistributedDataParallel(model)
+            before = {key: value.clone() for key, value in model.state_dict().items()}
+            inputs, targets = batch(0)
+            nn.functional.cross_entropy(wrapped(inputs), targets).backward()
+            with pytest.raises(ValueError, match=r"the ranks were given the seeds \[0, 1\]"):
+                optimizer.step()
+            assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+            sparsifier.detach()
+    (folder / f"{rank}").touch()
+
+
+def test_a_model_that_is_wrapped_later_is_asked_for_its_ranks_at_the_first_step(tmp_path: Path) -> None:
+    launch(wrapped_later, 2, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def two_groups(rank: int, world: int, folder: Path) -> None:
+    model = mlp()
+    everyone, pair = DistributedDataParallel(model), torch.distributed.new_group([0, 1])
+    assert Ranks.of(model) == Ranks((everyone.process_group,))
+    again = DistributedDataParallel(model, process_group=pair)
+    assert Ranks.of(model) is None
+    with pytest.raises(ValueError, match="2 DistributedDataParallel over different process groups"):
+        mean_over_ranks(model)
+    del everyone
+    gc.collect()
+    assert Ranks.of(model) == Ranks((again.process_group,))
+
+
+def test_two_wrappers_over_different_groups_have_no_one_mean(tmp_path: Path) -> None:
+    launch(two_groups, 2, tmp_path)

@@ -30,11 +30,12 @@ class BackwardPasses:
     Passes between which nobody writes to any ``.grad`` accumulate, and are added up.
 
     Args:
-        average: makes a tensor its mean over the ranks that share the model, in place.
+        averaging: gives at an update what makes a tensor its mean over the ranks that share the model then, in place.
     """
 
-    def __init__(self, average: Callable[[Tensor], object] = lambda tensor: None) -> None:
-        self.average = average
+    def __init__(self, averaging: Callable[[], Callable[[Tensor], object]] = lambda: lambda tensor: None) -> None:
+        self.averaging = averaging
+        self.average: Callable[[Tensor], object] = lambda tensor: None
         self.weights: list[DenseGradient] = []
         self._accumulation: int | None = None  # the present one, named after its first pass
         self._starts_at_zero = False
@@ -83,7 +84,7 @@ class BackwardPasses:
         return sorted(found, key=lambda source: (not source.arrived, source.number))
 
     def _explain(self, counted: "list[DenseGradient]") -> "dict[DenseGradient, Combination]":
-        sources = self._sources()
+        sources, self.average = self._sources(), self.averaging()
         self._agree(len(sources), len(counted))
         equations = [weight.equations(sources, self.average) for weight in counted]
         gradients = [each.gradient for each in equations]
@@ -252,7 +253,8 @@ class DenseGradient:
             f"'{self.name}' is due to grow by its gradient, and .grad is not what backward passes brought to it "
             f"({len(self.parts)} are known): it is no sum of them, weighted or clipped. Noise, signs, rounding, hooks "
             "on the parameter, or gradients from elsewhere say nothing about dead weights, which have no .grad in "
-            "compact storage: give .grad to the optimizer as the passes left it on this step, or use storage='dense'"
+            "compact storage: give .grad to the optimizer as the passes left it on this step (a mean over ranks comes "
+            "from DistributedDataParallel alone, not from an all_reduce of your own), or use storage='dense'"
         )
 
     def equations(self, sources: Sequence[Source], average: Callable[[Tensor], object]) -> Equations:

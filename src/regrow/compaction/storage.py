@@ -1,6 +1,7 @@
 """Compact storage of an attached model: which layers go compact, when, and why the others do not."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -13,10 +14,10 @@ from regrow.compaction.copies import make_plain
 from regrow.compaction.dense_gradient import BackwardPasses
 from regrow.compaction.layers import obstacle, obstacles
 from regrow.compaction.region import wanted
-from regrow.compaction.stored import CompactedLayer, average_over_ranks
+from regrow.compaction.stored import CompactedLayer
 from regrow.compaction.weights import own_weight
 from regrow.scores import Need
-from regrow.shards import is_cut
+from regrow.shards import is_cut, mean_over_ranks
 from regrow.storage import MaskedLayer, StoredLayer
 
 MOST_DENSITY = 0.5
@@ -43,7 +44,7 @@ class CompactStorage:
         self.model = model
         self.layers: dict[str, CompactedLayer] = {}
         self.reasons: dict[str, str] = {}
-        self.passes = BackwardPasses(average_over_ranks)
+        self.passes = BackwardPasses(partial(mean_over_ranks, model))
         self.left_to_torch = set[nn.Module]()
         self.decides = wanted() == "auto" and native.available()
         self.agreed = dict[str, tuple[float, ...]]()

@@ -222,10 +222,3 @@ def _owner(model: nn.Module, name: str) -> tuple[nn.Module | None, str]:
     """The module that holds a parameter, and the parameter's name there."""
     path, _, last = name.rpartition(".")
     return dict(model.named_modules()).get(path), last
-
-
-def average_over_ranks(tensor: Tensor) -> None:
-    """Its mean over all ranks, in place; wrappers average the gradients of parameters, and know of no dead weights."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(tensor)
-        tensor /= torch.distributed.get_world_size()
