@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import regrow
+from regrow.compaction import measured, native
 from regrow.compaction.region import SWITCH
 from regrow.shards import Ranks, mean_over_ranks
 
@@ -221,3 +222,22 @@ def two_groups(rank: int, world: int, folder: Path) -> None:
 
 def test_two_wrappers_over_different_groups_have_no_one_mean(tmp_path: Path) -> None:
     launch(two_groups, 2, tmp_path)
+
+
+def decisions(rank: int, world: int, folder: Path) -> None:
+    """Ratios that differ; the second rank asks for more of them."""
+    measured.ratios_of = lambda probe: (float(rank + 1),) * len(measured.DENSITIES)
+    linear, convolution = nn.Linear(64, 64), nn.Conv2d(16, 16, 3)
+    found = [measured.speedup({}, linear, 4096, 0.1)]
+    found += [measured.speedup({}, convolution, 2304, 0.1)] * rank
+    torch.save(found, folder / f"{rank}.pt")
+
+
+@pytest.mark.skipif(not native.available(), reason="the engine is not built")
+def test_all_ranks_decide_by_the_ratios_of_the_first_that_asked_and_none_waits_for_who_does_not_ask(
+    tmp_path: Path,
+) -> None:
+    launch(decisions, 2, tmp_path)
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert one[0] == other[0]
+    assert other[1] == 2.0

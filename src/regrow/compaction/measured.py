@@ -5,6 +5,7 @@ that the conversion at the borders weighs about what it does in a net. A model's
 their kinds; one takes about a second.
 """
 
+import json
 import math
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, replace
@@ -104,25 +105,40 @@ def speedup(agreed: MutableMapping[str, tuple[float, ...]], module: nn.Module, s
     """Time of torch ÷ time of the engine for a layer like this.
 
     Args:
-        agreed: name of a probe → its ratios, as far as a model has asked; on several ranks they are those of the first,
-            so that all decide alike.
+        agreed: name of a probe → its ratios, as far as a model has asked; the processes of one job have the same, so
+            that all decide alike.
         module: a convolution or linear layer.
         size: number of its weights, alive or not.
         density: share of those alive.
     """
     probe = probe_for(module, size)
     if probe.name not in agreed:
-        agreed[probe.name] = _of_the_first_rank(probe)
+        agreed[probe.name] = _agreed(probe)
     return read_off(agreed[probe.name], density)
 
 
-def _of_the_first_rank(probe: Probe) -> tuple[float, ...]:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+def _agreed(probe: Probe) -> tuple[float, ...]:
+    """The ratios of the first process of a job that asked for them: nobody knows yet who shares which model."""
+    store = _store_of_the_job()
+    if store is None:
         return ratios_of(probe)
-    found = [ratios_of(probe) if torch.distributed.get_rank() == 0 else ()]
-    torch.distributed.broadcast_object_list(found)
-    cache.believe({_path(probe).stem: found[0]})
-    return found[0]
+    key = f"regrow/{probe.name}"
+    try:
+        if store.add(f"{key}/asked", 1) == 1:
+            store.set(key, json.dumps(ratios_of(probe)))
+        found = tuple(json.loads(store.get(key)))
+    except RuntimeError:  # the process that kept the store has ended, so nobody shares a model with it
+        return ratios_of(probe)
+    cache.believe({_path(probe).stem: found})
+    return found
+
+
+def _store_of_the_job() -> Any:
+    """Where the processes of ``torch.distributed`` leave things for each other, without all of them coming together."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return None
+    ask = getattr(torch.distributed.group.WORLD, "get_group_store", None)  # older torch has none
+    return None if ask is None else ask()
 
 
 def ratios_of(probe: Probe) -> tuple[float, ...]:
