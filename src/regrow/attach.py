@@ -13,12 +13,15 @@ from regrow.checks import whole_number
 from regrow.compaction.storage import CompactStorage, check_compact
 from regrow.coverage import dense_weights
 from regrow.group import Group
+from regrow.holders import Holders
 from regrow.layers import Layer, find_layers, select_layers, unwrap
 from regrow.memory import identity, overlapping, places_of_parameters, touch
+from regrow.optimizer_state import Held
 from regrow.scores import Evidence, random
 from regrow.shards import Ranks, evidence_for, whole
-from regrow.sparsifier import Sparsifier, attached_sparsifiers
+from regrow.sparsifier import Sparsifier, attached_sparsifiers, forgets_new
 from regrow.storage import DenseStorage, MaskedLayer, Storage
+from regrow.undo import Undo, all_or_nothing
 
 ALREADY_SPARSE = 0.05
 """A layer of which so many weights are 0, or as many as its mask would zero, has been sparse before."""
@@ -68,7 +71,7 @@ def attach(
             weights or has a sparsifier already, two parameters share memory in a way that no mask fits, the model has
             no sparsifiable layer, is on the meta device or is attached to already; compact storage cannot do what the
             recipe or optimizer needs; the ranks of a model in DistributedDataParallel or fully_shard were given
-            different seeds or masks. The model is untouched then.
+            different seeds or masks. The model is untouched then, and after any other exception.
 
     >>> import regrow
     >>> model = nn.Sequential(nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 10))
@@ -84,40 +87,55 @@ def attach(
         optimizer = optimizer(given.parameters())
     optimizers.check(optimizer)
     layers = find_layers(model, include, exclude)
-    _check_parameters(model, optimizer, layers)
+    holders = _holders(model, optimizer, layers)
+    _check_parameters(model, holders, layers)
+    found = holders.obstacle(storage == "compact")
+    if found:
+        raise ValueError(found)
     ranks = Ranks.of(given)
     if ranks is not None:
         ranks.check_seed(seed)
     assigned, masks, loaded = assign(layers, algorithm), dict[str, torch.Tensor](), False
     if storage == "compact":
-        check_compact(given, optimizer, [record for _, record in assigned])
+        check_compact(given, holders, [record for _, record in assigned])
     for chosen, record in assigned:
         evidence = {name: _first_evidence(model, layer, seed) for name, layer in chosen.items()}
         masks |= initial_masks(record, evidence)
         if record.initial is random:
-            loaded |= any(_is_sparse_already(optimizer, known, masks[name], model) for name, known in evidence.items())
+            loaded |= any(_is_sparse_already(holders, known, masks[name], model) for name, known in evidence.items())
     if ranks is not None:
         ranks.check_masks(masks)
-    groups = [
-        Group(
-            record,
-            {
-                name: MaskedLayer(layer, model.get_parameter(name), masks[name], optimizer, record.needs)
-                for name, layer in chosen.items()
-            },
-            next_update=record.when.following(0),
-        )
-        for chosen, record in assigned
-    ]
     dense = dense_weights(model, masks, include, exclude)
-    kept = _storage(storage, model, optimizer)
-    return Sparsifier(model, optimizer, groups, kept, seed, strict, ranks, dense, loaded)
+    undo = Undo(model, [model.get_parameter(name) for name in layers], holders)
+    with all_or_nothing(undo, forgets_new()):
+        groups = [
+            Group(
+                record,
+                {
+                    name: MaskedLayer(layer, model.get_parameter(name), masks[name], holders, record.needs)
+                    for name, layer in chosen.items()
+                },
+                next_update=record.when.following(0),
+            )
+            for chosen, record in assigned
+        ]
+        kept = _storage(storage, model, holders)
+        sparsifier = Sparsifier(model, holders, groups, kept, seed, strict, ranks, dense, loaded)
+        if not loaded:
+            undo.keep()
+            sparsifier.zero_dead()
+        return sparsifier
 
 
-def _storage(name: str, model: nn.Module, optimizer: Optimizer) -> Storage:
+def _storage(name: str, model: nn.Module, holders: Holders) -> Storage:
     if name == "dense":
         return DenseStorage()
-    return CompactStorage(model, optimizer)
+    return CompactStorage(model, holders)
+
+
+def _holders(model: nn.Module, optimizer: Optimizer, layers: Mapping[str, Layer]) -> Holders:
+    named = [(name, model.get_parameter(name)) for name in layers]
+    return Holders(optimizer, [Held(name, parameter, tuple(parameter.shape)) for name, parameter in named])
 
 
 def assign(
@@ -149,7 +167,8 @@ def _first_evidence(model: nn.Module, layer: Layer, seed: int) -> Evidence:
     return evidence_for(weight)(layer, alive=everything, weight=weight, gradient=None, momentum=None, seed=seed, step=0)
 
 
-def _check_parameters(model: nn.Module, optimizer: Optimizer, layers: Mapping[str, Layer]) -> None:
+def _check_parameters(model: nn.Module, holders: Holders, layers: Mapping[str, Layer]) -> None:
+    optimizer = holders.given
     held = {id(parameter) for parameter in optimizers.parameters(optimizer)}
     for name in layers:
         parameter = model.get_parameter(name)
@@ -170,10 +189,17 @@ def _check_parameters(model: nn.Module, optimizer: Optimizer, layers: Mapping[st
             )
     weights = {name: model.get_parameter(name) for name in layers}
     _check_one_parameter_each(weights, model, optimizer)
+    try:
+        holders.stepper.register_step_pre_hook(lambda *_: None).remove()
+    except AttributeError:
+        raise ValueError(
+            f"{type(holders.stepper).__name__} never calls super().__init__(), so hooks on its step do not run, and "
+            "none of its attributes is the one optimizer that steps all the weights: attach to that optimizer"
+        ) from None
     for other in attached_sparsifiers():
         if touch(weights.values(), other.parameters()):
             raise ValueError("a sparsifier is attached to these weights already: call its detach() first")
-        if other.optimizer is optimizer:
+        if other.stepper is holders.stepper:
             raise ValueError(
                 "the optimizer has a sparsifier already, and an update takes the place of a step of all its weights: "
                 "call its detach() first, or attach once with a dict of glob → algorithm"
@@ -204,7 +230,7 @@ def _check_one_parameter_each(weights: Mapping[str, nn.Parameter], model: nn.Mod
         )
 
 
-def _is_sparse_already(optimizer: Optimizer, known: Evidence, mask: torch.Tensor, model: nn.Module) -> bool:
+def _is_sparse_already(holders: Holders, known: Evidence, mask: torch.Tensor, model: nn.Module) -> bool:
     """Whether a random mask would erase what is left of a sparse net: nearly always a checkpoint was loaded before.
 
     Of the weight, or of the optimizer's state, which may have been loaded first; gradients of a dense net can be 0.
@@ -212,7 +238,7 @@ def _is_sparse_already(optimizer: Optimizer, known: Evidence, mask: torch.Tensor
     size, dead = mask.numel(), int((~mask).count_nonzero())
     if _would_lose(known.weight, mask, least=min(ALREADY_SPARSE * size, dead)):
         return True
-    state = optimizers.elementwise_state(optimizer, model.get_parameter(known.layer.name))
+    state = holders.elementwise_state(model.get_parameter(known.layer.name))
     return any(_would_lose(whole(value), mask, max(size / 2, dead), start) for value, start in state)
 
 

@@ -1,13 +1,13 @@
 """What the sparsifier must know of torch optimizers, each fact in one place."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow.shards import whole
+from regrow.shards import is_cut, whole
 
 REFUSED = {
     "LBFGS": "its line search evaluates several points in one step and its state mixes all weights; take SGD or AdamW",
@@ -17,11 +17,13 @@ REFUSED = {
 }
 
 
-def check(optimizer: Optimizer) -> None:
-    """Refuses, by name, the optimizers that cannot keep dead weights dead."""
+def check(optimizer: Any) -> None:
+    """Refuses, by name, the optimizers that cannot keep dead weights dead, alone or in a wrapper."""
     if not isinstance(optimizer, Optimizer):
-        raise ValueError(f"optimizer is a {type(optimizer).__name__}; expected a torch.optim.Optimizer")
-    for kind in type(optimizer).__mro__:
+        inside = [f"its .{name}" for name, value in getattr(optimizer, "__dict__", {}).items() if inner(value)]
+        remedy = f": pass {' or '.join(inside)}" if inside else ""
+        raise ValueError(f"optimizer is a {type(optimizer).__name__}; expected a torch.optim.Optimizer{remedy}")
+    for kind in (kind for each in with_inner(optimizer) for kind in type(each).__mro__):
         if kind.__name__ in REFUSED:
             raise ValueError(f"{kind.__name__} cannot train a sparse net: {REFUSED[kind.__name__]}")
 
@@ -30,6 +32,40 @@ def parameters(optimizer: Optimizer) -> Iterator[nn.Parameter]:
     """Every parameter that the optimizer steps."""
     for group in optimizer.param_groups:
         yield from group["params"]
+
+
+def inner(value: Any) -> list[Optimizer]:
+    """The optimizers that an attribute of an optimizer holds, alone or in containers."""
+    if isinstance(value, Optimizer):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [found for each in value for found in inner(each)] if isinstance(value, (list, tuple)) else []
+
+
+def with_inner(optimizer: Optimizer) -> list[Optimizer]:
+    """An optimizer, those that it wraps, and those that they wrap."""
+    found, waiting = list[Optimizer](), [optimizer]
+    while waiting:
+        each = waiting.pop(0)
+        if not any(each is known for known in found):
+            found.append(each)
+            waiting += [other for value in vars(each).values() for other in inner(value)]
+    return found
+
+
+def holds(optimizer: Optimizer, weights: Iterable[nn.Parameter]) -> bool:
+    """Whether an optimizer steps all of these."""
+    return {id(weight) for weight in weights} <= {id(parameter) for parameter in parameters(optimizer)}
+
+
+def stepper(optimizer: Optimizer, weights: Iterable[nn.Parameter]) -> Optimizer:
+    """The optimizer whose step is the weight step: the innermost that holds all weights, where there is one."""
+    weights = list(weights)
+    inside = [each for each in with_inner(optimizer)[1:] if holds(each, weights)]
+    reached = {id(each): [other for other in with_inner(each)[1:] if other is not optimizer] for each in inside}
+    innermost = [each for each in inside if not any(other in reached[id(each)] for other in inside)]
+    return innermost[0] if len(innermost) == 1 else optimizer
 
 
 def group_of(optimizer: Optimizer, parameter: nn.Parameter) -> dict[str, Any]:
@@ -76,14 +112,14 @@ def momentum_factor(optimizer: Optimizer, parameter: nn.Parameter) -> float | No
     return float(factor) or None
 
 
-def momentum(optimizer: Optimizer, parameter: nn.Parameter) -> Tensor:
-    """The optimizer's first-moment buffer of a parameter; zeros before its first step."""
-    found = optimizer.state.get(parameter, {})
+def momentum(optimizer: Optimizer, parameter: nn.Parameter) -> Tensor | None:
+    """The optimizer's first-moment buffer of a parameter; None before its first step, or where it keeps none."""
+    found = state_of(optimizer, parameter)
     for key in ("momentum_buffer", "exp_avg"):
         buffer = found.get(key)
         if isinstance(buffer, Tensor):
-            return buffer
-    return torch.zeros_like(parameter, requires_grad=False)
+            return buffer.dequantize() if is_quantised(buffer) else buffer
+    return None
 
 
 def elementwise_state(optimizer: Optimizer, parameter: nn.Parameter) -> Iterator[tuple[Tensor, float]]:
@@ -92,11 +128,29 @@ def elementwise_state(optimizer: Optimizer, parameter: nn.Parameter) -> Iterator
         yield value, initial
 
 
+def state_of(optimizer: Optimizer, parameter: nn.Parameter) -> dict[str, Any]:
+    """What the optimizer keeps of a parameter, by its own names."""
+    found = getattr(optimizer, "state", {}).get(parameter)
+    return found if isinstance(found, dict) else {}
+
+
 def named_state(optimizer: Optimizer, parameter: nn.Parameter) -> Iterator[tuple[str, Tensor, float]]:
     """The same with the optimizer's name for each."""
-    for key, value in optimizer.state.get(parameter, {}).items():
-        if isinstance(value, Tensor) and value.shape == parameter.shape and value.is_floating_point():
+    for key, value in state_of(optimizer, parameter).items():
+        if is_elementwise(value, parameter):
             yield key, value, initial_value(optimizer, parameter, key)
+
+
+def is_elementwise(value: Any, parameter: nn.Parameter) -> bool:
+    """Whether a state has one number a weight, at the weight's own place."""
+    if not isinstance(value, Tensor) or value.shape != parameter.shape:
+        return False
+    return value.is_floating_point() or value.is_complex()
+
+
+def is_quantised(value: Tensor) -> bool:
+    """Whether a state is of a class that keeps its numbers as codes, with no memory that holds them as they are."""
+    return type(value) not in (Tensor, nn.Parameter) and not is_cut(value) and value.data_ptr() == 0
 
 
 def initial_value(optimizer: Optimizer, parameter: nn.Parameter, key: str) -> float:

@@ -1,10 +1,11 @@
 """The hooks on model and optimizer, and the state of an attached model."""
 
-import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from types import MappingProxyType
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -16,20 +17,35 @@ from regrow.algorithm import updated_masks
 from regrow.coverage import DenseWeight
 from regrow.flops import Flops, count_flops
 from regrow.group import Group, check_membership, check_ties, have_moved, places, second_places, ties
+from regrow.holders import Holders
 from regrow.layers import unwrap
 from regrow.loading import masks_of_weights, refusal
 from regrow.memory import places_of_parameters
+from regrow.others import OtherOptimizers
 from regrow.scores import Need
 from regrow.shards import Ranks, whole
+from regrow.steps import ClosureCheck, StepUnderWay, unwatch, watch, watchers, with_closure
 from regrow.storage import Storage, StoredLayer, on_gradient
 from regrow.table import layer_table
 
-_attached: "weakref.WeakSet[Sparsifier]" = weakref.WeakSet()
+_attached: "WeakSet[Sparsifier]" = WeakSet()
 
 
 def attached_sparsifiers() -> "list[Sparsifier]":
     """Those alive and not detached."""
     return list(_attached)
+
+
+def forgets_new() -> Callable[[], None]:
+    """What forgets the sparsifiers that are attached from now on, wherever their making has come to."""
+    known, watching = set(_attached), set(watchers())
+
+    def forget() -> None:
+        _attached.intersection_update(known)
+        for watcher in set(watchers()) - watching:
+            unwatch(watcher)
+
+    return forget
 
 
 class Sparsifier:
@@ -44,7 +60,7 @@ class Sparsifier:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        holders: Holders,
         groups: Sequence[Group],
         storage: Storage,
         seed: int,
@@ -54,24 +70,31 @@ class Sparsifier:
         loaded: bool = False,
     ) -> None:
         """``loaded``: the weights are a sparse model's already, and stay as they are until the first step."""
-        self.model, self.optimizer, self.seed, self.strict = model, optimizer, seed, strict
-        self._storage, self._ranks, self._dense = storage, ranks, dense
+        self.model, self.optimizer, self.seed, self.strict = model, holders.given, seed, strict
+        self._holders, self._storage, self._ranks, self._dense = holders, storage, ranks, dense
         self._without_gradient, self._has_looked_for_ranks = set[str](), False
         self.weight_steps = 0
         self.num_updates = 0
         self._groups = list(groups)
         self._flops: Flops | None = None
         self._takes_step = False
+        self._step = StepUnderWay()
+        self._others = OtherOptimizers(holders, storage, self._step, self)
         if loaded:
             for layer in self._layers.values():
                 layer.was_loaded()
         self._place()
         self._places, self._ties = places(self._layers, model), ties(self._layers, model)
         self._refresh()
-        if not loaded:
-            self._mask_weights()
         self._handles = list(self._register())
+        for optimizer in holders:
+            self.listen_to_loads(optimizer)
+        watch(self._others)
         _attached.add(self)
+
+    def layers(self) -> dict[str, StoredLayer]:
+        """The sparsified weights by name, as they are kept at the moment."""
+        return self._layers
 
     @property
     def _layers(self) -> dict[str, StoredLayer]:
@@ -129,6 +152,11 @@ class Sparsifier:
             f"{'' if self in _attached else ', detached'}>"
         )
 
+    @property
+    def stepper(self) -> Optimizer:
+        """The optimizer whose step is the weight step: :attr:`optimizer`, or the one that it wraps."""
+        return self._holders.stepper
+
     def parameters(self) -> list[nn.Parameter]:
         """The weights it is attached to."""
         return [layer.parameter for layer in self._layers.values()]
@@ -146,7 +174,7 @@ class Sparsifier:
         inner = model.module if isinstance(model, torch.optim.swa_utils.AveragedModel) else model
         copied = unwrap(inner)
         if copied is self.model and not have_moved(self._places):
-            self._mask_weights()
+            self.zero_dead()
             return
         parameters = dict(copied.named_parameters())
         for name, layer in self._layers.items():
@@ -177,6 +205,7 @@ class Sparsifier:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        unwatch(self._others)
         _attached.discard(self)
 
     def state_dict(self) -> dict[str, Any]:
@@ -262,7 +291,7 @@ class Sparsifier:
             layer.load_mask(masks[name], self.weight_steps)
         self._place()
         self._refresh()
-        self._mask_weights()
+        self.zero_dead()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(
@@ -276,43 +305,44 @@ class Sparsifier:
         if self.strict:
             for name, layer in self._layers.items():
                 yield on_gradient(layer.parameter, partial(self._check_layer, name))
-        yield self.optimizer.register_load_state_dict_post_hook(self._on_load)
-        yield self.optimizer.register_step_pre_hook(optimizers.uncompiled(self._on_step))
-        yield self.optimizer.register_step_post_hook(optimizers.uncompiled(self._after_step))
+        yield self.stepper.register_step_pre_hook(optimizers.uncompiled(self._on_step))
+        yield self.stepper.register_step_post_hook(optimizers.uncompiled(self._on_step_end))
+
+    def listen_to_loads(self, optimizer: Optimizer) -> None:
+        """Has a load of an optimizer's state noticed; one without hooks shows that of another."""
+        with suppress(AttributeError):
+            self._handles.append(optimizer.register_load_state_dict_post_hook(self._on_load))
 
     def _on_load(self, _: Optimizer) -> None:
         for layer in self._layers.values():
             layer.was_loaded()
 
     def _on_step(self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]) -> Any:
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
-            self._before_step()
+        if not self._step.begins():
             return None
+        self._others.weight_step_begins()
+        weights = self.parameters()
+        return with_closure(args, kwargs, self._before_step, lambda: ClosureCheck(optimizer, weights))
 
-        def closure_then_hook() -> Any:
-            # The gradient exists only once the closure has run, inside the optimizer's own step.
-            loss = closure()
-            self._before_step()
-            return loss
-
-        return args[:1], {**kwargs, "closure": closure_then_hook}
+    def _on_step_end(self, *_: Any) -> None:
+        if self._step.ends():
+            self._after_step()
 
     def _before_step(self) -> None:
         """Updates the topology in place of the weight step where that is due, else prepares the weight step."""
         due = [group for group in self._groups if group.is_due(self.weight_steps)]
         self._check_membership(due)
         # A step that only fills state comes between weights that are loaded and their masks.
-        if not optimizers.only_fills_state(self.optimizer):
-            self._refuse_strays()
+        if not optimizers.only_fills_state(self.stepper):
+            self.refuse_strays()
         self._check_ranks(due)
-        self._takes_step = optimizers.has_gradients(self.optimizer) and not optimizers.skips_step(self.optimizer)
+        self._takes_step = optimizers.has_gradients(self.stepper) and not optimizers.skips_step(self.stepper)
         if not self._takes_step:
             return
         self._accumulate(dense=True)
         if due and self._update_instead(due):
             self._takes_step = False
-            for parameter in optimizers.parameters(self.optimizer):
+            for parameter in optimizers.parameters(self.stepper):
                 parameter.grad = None
             return
         self._accumulate(dense=False)
@@ -326,24 +356,28 @@ class Sparsifier:
                 for layer in group.layers.values():
                     layer.accumulate_momentum()
 
-    def _after_step(self, *_: Any) -> None:
-        if self._takes_step:
+    def _after_step(self) -> None:
+        took_step, self._takes_step = self._takes_step, False
+        odd = self._others.odd_state(self.stepper) if took_step else ""
+        if took_step:
             due = [
                 group for group in self._groups if group.algorithm.step_on_update and group.is_due(self.weight_steps)
             ]
             if due:  # Muon steps dead weights too: what it wrote must be gone before they are grown
-                self._mask_weights()
+                self.zero_dead()
             for group in due:
                 self._update(group)
             self.weight_steps += 1
         # Also after a step that was skipped: it may leave new state of whatever lay in memory.
-        if not optimizers.only_fills_state(self.optimizer):
-            self._mask_weights()
+        if not optimizers.only_fills_state(self.stepper):
+            self.zero_dead()
         self._refresh()
-        self._check_layers()
+        self.check_layers()
+        if odd:
+            raise RuntimeError(odd)
 
     @torch.no_grad()
-    def _refuse_strays(self) -> None:
+    def refuse_strays(self) -> None:
         """Refuses to zero what something else wrote to dead places; nothing is looked at where nobody wrote."""
         suspects = {name: layer for name, layer in self._layers.items() if layer.suspect}
         found = {name: layer.strays() for name, layer in suspects.items()}
@@ -351,9 +385,10 @@ class Sparsifier:
         if strays:
             raise refusal(strays)
         if suspects:
-            self._mask_weights()
+            self.zero_dead()
 
-    def _check_layers(self) -> None:
+    def check_layers(self) -> None:
+        """What ``strict=True`` asks for."""
         if self.strict:
             for name in self._layers:
                 self._check_layer(name)
@@ -369,8 +404,10 @@ class Sparsifier:
         moved = have_moved(self._places)
         if not (due or suspicious or moved or self.strict):
             return
-        self._check_layers()
-        check_membership(self._layers, self.model, self.optimizer)
+        self.check_layers()
+        if due:
+            self._others.refuse_odd_state()
+        check_membership(self._layers, self.model, self.stepper)
         check_ties(self._layers, self.model, self._ties)
         if moved:
             self._places = places(self._layers, self.model)
@@ -429,10 +466,16 @@ class Sparsifier:
             for layer in group.layers.values():
                 layer.expect_dense_gradient(wanted)
 
-    def _mask_weights(self) -> None:
-        """Dead weights to 0, and their optimizer state to the value that the optimizer starts it with."""
-        pairs = [pair for layer in self._layers.values() for pair in layer.masked_tensors()]
+    def zero_dead(self, names: Sequence[str] | None = None) -> None:
+        """Dead weights to 0, and their optimizer state to the value that the optimizer starts it with.
+
+        Args:
+            names: of the layers; None for all.
+        """
+        layers = self._layers
+        chosen = list(layers.values()) if names is None else [layers[name] for name in names]
+        pairs = [pair for layer in chosen for pair in layer.masked_tensors()]
         if pairs:
             torch._foreach_mul_([tensor for tensor, _ in pairs], [bits for _, bits in pairs])
-        for layer in self._layers.values():
+        for layer in chosen:
             layer.settle()

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from regrow import optimizers
+from regrow.holders import Holders
 from regrow.layers import Layer
+from regrow.optimizers import is_quantised
 from regrow.scores import Evidence, Need
 from regrow.shards import cut_like, evidence_for, is_cut, piece, whole
 
@@ -25,9 +26,28 @@ PROBES = 512
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def to_mask(tensor: Tensor) -> Tensor:
-    """A tensor's own memory as integers: times 0 is 0 there, where NaN · 0 would be NaN, and times 1 changes no bit."""
-    return piece(tensor.detach()).view(INTEGERS[tensor.element_size()])
+def to_mask(tensor: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
+    """A tensor's own memory as integers, and bytes to multiply it by that fit it in shape.
+
+    Times 0 is 0 there, where NaN · 0 would be NaN, and times 1 changes no bit.
+    """
+    memory = piece(tensor.detach())
+    if memory.dtype == torch.complex128:  # no integer is as long as one of its numbers
+        return torch.view_as_real(memory).view(torch.int64), bits.unsqueeze(-1)
+    return memory.view(INTEGERS[memory.element_size()]), bits
+
+
+def erase_quantised(state: Tensor, mask: Tensor) -> None:
+    """Zeroes the dead entries of a state that is kept as codes; written anew only where some are not 0."""
+    numbers = state.dequantize()
+    if not bool(numbers[~mask].any()):
+        return
+    state.copy_(numbers * mask)
+    if bool(state.dequantize()[~mask].any()):
+        raise RuntimeError(
+            f"the optimizer keeps its state as a {type(state).__name__}, which cannot hold an exact 0, so the state of "
+            "dead weights would not stay 0: take an optimizer that keeps float32 or bfloat16 state"
+        )
 
 
 @dataclass(eq=False)
@@ -102,6 +122,12 @@ class StoredLayer(Protocol):
     def mask_gradient(self) -> None:
         """Zeroes the dead part of the gradient."""
 
+    def lend_gradient(self) -> None:
+        """Zeroes the dead part of the gradient for the step of another optimizer; kept where an update expects it."""
+
+    def take_gradient_back(self) -> None:
+        """Brings the dead part back after that step."""
+
     def accumulate_momentum(self) -> None:
         """m ← beta · m + g, in the own buffer; what is not finite counts as 0."""
 
@@ -144,6 +170,12 @@ class Storage(Protocol):
     def name(self) -> str:
         """What ``attach(storage=...)`` calls it."""
 
+    def check_optimizer(self, optimizer: Optimizer) -> None:
+        """Refuses another optimizer that steps the weights, if this storage does not suit it, with a ValueError."""
+
+    def take_in(self, optimizer: Optimizer) -> None:
+        """Gives the state that such an optimizer has already the form of the weights."""
+
     def place(self, layer: StoredLayer) -> StoredLayer:
         """The layer as it shall be kept from now on, given its present mask."""
 
@@ -167,6 +199,12 @@ class DenseStorage:
     """Every layer stays a :class:`MaskedLayer`."""
 
     name = "dense"
+
+    def check_optimizer(self, optimizer: Optimizer) -> None:
+        """Any will do."""
+
+    def take_in(self, optimizer: Optimizer) -> None:
+        """Nothing to do."""
 
     def place(self, layer: StoredLayer) -> StoredLayer:
         """The layer itself."""
@@ -229,8 +267,8 @@ class MaskedLayer:
         state_loaded: whether the optimizer's state is what somebody loaded, and the masks for it may yet come.
     """
 
-    def __init__(self, layer: Layer, parameter: nn.Parameter, mask: Tensor, optimizer: Optimizer, needs: Need) -> None:
-        self.layer, self.parameter, self.optimizer, self.needs = layer, parameter, optimizer, needs
+    def __init__(self, layer: Layer, parameter: nn.Parameter, mask: Tensor, holders: Holders, needs: Need) -> None:
+        self.layer, self.parameter, self.holders, self.needs = layer, parameter, holders, needs
         self.alive = AliveCount(layer.size)
         # A gradient, its version when it was masked, and where it lay.
         self._masked: tuple[weakref.ref[Tensor], int, int] | None
@@ -240,11 +278,12 @@ class MaskedLayer:
         self.set_mask(mask, step=0)
         self.settle()
         self.dense_momentum = Need.DENSE_MOMENTUM in needs
-        absent = Need.MOMENTUM in needs and optimizers.momentum_factor(optimizer, parameter) is None
+        absent = Need.MOMENTUM in needs and holders.momentum_factor(parameter) is None
         self.momentum: Tensor | None = None
         if self.dense_momentum or absent:
             self.momentum = torch.zeros_like(parameter, requires_grad=False)
         self._wants_dense = False
+        self._lent: tuple[Tensor, Tensor] | None = None
         self._hook = on_gradient(parameter, self._mask_as_it_arrives)
 
     def set_mask(self, mask: Tensor, step: int) -> None:
@@ -278,7 +317,7 @@ class MaskedLayer:
         weights = self._outside(self.parameter.detach())
         state = 0
         if self.state_loaded:
-            found = optimizers.elementwise_state(self.optimizer, self.parameter)
+            found = self._plain_state()
             state = max((self._outside(value) for value, start in found if start == 0), default=0)
         return in_words(weights, int(whole((self.parameter.detach() != 0).sum())) if weights else 0, state)
 
@@ -325,8 +364,23 @@ class MaskedLayer:
             masked, *rest = self._masked
             if masked() is gradient and rest == [gradient._version, piece(gradient).data_ptr()]:
                 return
-        to_mask(gradient).mul_(self.bits)
+        memory, bits = to_mask(gradient, self.bits)
+        memory.mul_(bits)
         self._masked = weakref.ref(gradient), gradient._version, piece(gradient).data_ptr()
+
+    def lend_gradient(self) -> None:
+        """Zeroes the dead part of the gradient for the step of another optimizer; kept where an update expects it."""
+        gradient = self.parameter.grad
+        if self._wants_dense and gradient is not None:
+            self._lent = gradient, gradient.clone()
+        self.mask_gradient()
+
+    def take_gradient_back(self) -> None:
+        """Brings the dead part back after that step, if the gradient is still there."""
+        lent, self._lent = self._lent, None
+        if lent is not None and lent[0] is self.parameter.grad:
+            gradient, before = map(piece, lent)
+            gradient.copy_(torch.where(piece(self.mask), gradient, before))
 
     def accumulate_momentum(self) -> None:
         """m ← beta · m + g, in our own buffer; beta is the optimizer's momentum or first beta, else 0.9.
@@ -336,31 +390,39 @@ class MaskedLayer:
         gradient = self.parameter.grad
         if self.momentum is None or gradient is None:
             return
-        factor = optimizers.momentum_factor(self.optimizer, self.parameter)
+        factor = self.holders.momentum_factor(self.parameter)
         step = piece(gradient.detach()).nan_to_num(0.0, 0.0, 0.0)
         if not self.dense_momentum:
             step *= self.bits
         momentum = piece(self.momentum).mul_(DEFAULT_MOMENTUM if factor is None else factor)
-        momentum.add_(step, alpha=1 / optimizers.gradient_scale(self.optimizer))
+        momentum.add_(step, alpha=1 / self.holders.gradient_scale())
 
     def masked_tensors(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The weight and its elementwise state with the bytes to multiply them by; other start values are filled in."""
         if self.alive.everything:
             return
-        yield to_mask(self.parameter), self.bits
-        for value, initial in optimizers.elementwise_state(self.optimizer, self.parameter):
-            if initial == 0:
-                yield to_mask(value), self.bits
-            else:
+        yield to_mask(self.parameter, self.bits)
+        for value, initial in self.holders.elementwise_state(self.parameter):
+            if initial != 0:
                 piece(value).masked_fill_(~piece(self.mask), initial)
+            elif is_quantised(piece(value)):
+                erase_quantised(piece(value), piece(self.mask))
+            else:
+                yield to_mask(value, self.bits)
         if self.momentum is not None and not self.dense_momentum:
-            yield to_mask(self.momentum), self.bits
+            yield to_mask(self.momentum, self.bits)
+
+    def _plain_state(self) -> list[tuple[Tensor, float]]:
+        return [
+            (value.dequantize() if is_quantised(value) else value, start)
+            for value, start in self.holders.elementwise_state(self.parameter)
+        ]
 
     def evidence(self, gradient: Tensor | None, seed: int, step: int) -> Evidence:
         """What the scores of an update may look at."""
         momentum = self.momentum
         if momentum is None and Need.MOMENTUM in self.needs:
-            momentum = optimizers.momentum(self.optimizer, self.parameter)
+            momentum = self.holders.momentum(self.parameter)
         weight = self.parameter.detach()
         return evidence_for(weight)(self.layer, self.mask, weight, gradient, momentum, seed, step)
 
@@ -372,7 +434,7 @@ class MaskedLayer:
                 f"the mask of '{self.layer.name}' has {count} alive weights after weight step {weight_steps}, expected "
                 f"{self.alive.number}: masks are there to be read, something wrote to this one"
             )
-        state = optimizers.elementwise_state(self.optimizer, self.parameter)
+        state = self._plain_state()
         tensors = [(self.parameter.detach(), 0.0, "weight")]
         # A start value other than 0 may be a learning rate, which a scheduler moves between two steps.
         for tensor, expected, what in tensors + [(value, start, "state") for value, start in state if start == 0]:
@@ -382,7 +444,7 @@ class MaskedLayer:
                 value = whole(tensor)[where].item()
                 raise RuntimeError(
                     f"dead {what} of '{self.layer.name}' at {where} is {value}, expected {expected}, "
-                    f"after weight step {weight_steps}: something other than the optimizer writes to the weights "
+                    f"after weight step {weight_steps}: something other than an optimizer writes to the weights "
                     "(what was loaded needs the sparsifier's state too)"
                 )
 
@@ -395,7 +457,8 @@ class MaskedLayer:
         """Multiplies it by the mask."""
         parameter = model.get_parameter(self.layer.name)
         mask = piece(cut_like(whole(self.mask).to(parameter.device), parameter))
-        to_mask(parameter).mul_(mask.view(torch.uint8))
+        memory, bits = to_mask(parameter, mask.view(torch.uint8))
+        memory.mul_(bits)
 
     def release(self) -> None:
         """Takes the hook off the parameter."""

@@ -14,7 +14,7 @@ def register(optimizer: Optimizer, layers: Mapping[str, CompactedLayer]) -> list
     """Hooks ``state_dict`` and ``load_state_dict`` of an optimizer.
 
     Args:
-        optimizer: the one that steps the layers' values.
+        optimizer: one that steps layers' values.
         layers: the compact ones; a live view.
     """
 
@@ -31,7 +31,7 @@ def register(optimizer: Optimizer, layers: Mapping[str, CompactedLayer]) -> list
         state = dict(state_dict["state"])
         for number, layer in _numbered(optimizer, layers):
             if number in state:
-                state[number] = layer.load_state(state[number])
+                state[number] = layer.load_state(state[number], optimizer)
         return {**state_dict, "state": state}
 
     return [
@@ -44,4 +44,5 @@ def _numbered(optimizer: Optimizer, layers: Mapping[str, CompactedLayer]) -> Ite
     """The layers with their parameters' numbers in the optimizer's state_dict."""
     numbers = {id(parameter): number for number, parameter in enumerate(optimizers.parameters(optimizer))}
     for layer in layers.values():
-        yield numbers[id(layer.parameter)], layer
+        if id(layer.parameter) in numbers:  # another optimizer need not hold all
+            yield numbers[id(layer.parameter)], layer

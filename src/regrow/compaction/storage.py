@@ -1,10 +1,10 @@
 """Compact storage of an attached model: which layers go compact, when, and why the others do not."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from regrow import optimizers
@@ -14,8 +14,11 @@ from regrow.compaction.copies import make_plain
 from regrow.compaction.dense_gradient import BackwardPasses
 from regrow.compaction.layers import obstacle, obstacles
 from regrow.compaction.region import wanted
+from regrow.compaction.rehearsal import check_elementwise
 from regrow.compaction.stored import CompactedLayer
-from regrow.compaction.weights import own_weight
+from regrow.compaction.weights import gather, own_weight, resize
+from regrow.holders import Holders
+from regrow.optimizer_state import Held
 from regrow.scores import Need
 from regrow.shards import is_cut, mean_over_ranks
 from regrow.storage import MaskedLayer, StoredLayer
@@ -26,22 +29,20 @@ MOST_DENSITY = 0.5
 SMALL = 1024
 """A linear layer of so many weights or fewer is compact if one is dead: masks would take longer than all its sums."""
 
-MATRIX_OPTIMIZERS = ("Muon", "Adafactor", "Shampoo", "DistributedShampoo", "SOAP", "KFAC", "GaLore", "PSGD", "Kron")
-
 
 class CompactStorage:
     """Keeps a layer compact from the moment that its density has come down to one half.
 
     Args:
         model: the user's own module.
-        optimizer: built on its parameters; their state is cut down with them.
+        holders: the optimizers on its parameters; their state is cut down with them.
     """
 
     name = "compact"
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
+    def __init__(self, model: nn.Module, holders: Holders) -> None:
         make_plain(model)
-        self.model = model
+        self.model, self.holders = model, holders
         self.layers: dict[str, CompactedLayer] = {}
         self.reasons: dict[str, str] = {}
         self.passes = BackwardPasses(partial(mean_over_ranks, model))
@@ -50,9 +51,21 @@ class CompactStorage:
         self.agreed = dict[str, tuple[float, ...]]()
         self.recorded = dict[str, bool]()
         self.obstacles = obstacles(model)
-        self.handles = checkpoint.register(optimizer, self.layers)
+        self.handles = [handle for optimizer in holders for handle in checkpoint.register(optimizer, self.layers)]
         if native.available():
             graph.install(model, self.left_to_torch)
+
+    def check_optimizer(self, optimizer: Optimizer) -> None:
+        """Refuses one that works on matrices with a ValueError."""
+        check_optimizer(optimizer, self.holders.held_by(optimizer))
+
+    def take_in(self, optimizer: Optimizer) -> None:
+        """Cuts the state that another optimizer has down to the alive weights, and saves it in dense shapes."""
+        for layer in self.layers.values():
+            for value in optimizers.state_of(optimizer, layer.parameter).values():
+                if isinstance(value, Tensor) and value.shape == layer.layer.shape:
+                    resize(value, gather(value.detach(), layer.weight.indices))
+        self.handles += checkpoint.register(optimizer, self.layers)
 
     def place(self, layer: StoredLayer) -> StoredLayer:
         """A compacted layer where that is possible and the density is low enough."""
@@ -97,7 +110,7 @@ class CompactStorage:
         mask, momentum = layer.mask, layer.momentum
         layer.release()
         layer.make_dense()
-        masked = MaskedLayer(layer.layer, layer.parameter, mask, layer.optimizer, layer.needs)
+        masked = MaskedLayer(layer.layer, layer.parameter, mask, layer.holders, layer.needs)
         masked.alive = layer.alive
         if momentum is not None:
             masked.load_momentum(momentum)
@@ -156,7 +169,19 @@ class CompactStorage:
         self.layers.clear()
 
 
-def check_compact(model: nn.Module, optimizer: Optimizer, algorithms: list[Algorithm]) -> None:
+def check_optimizer(optimizer: Optimizer, weights: Iterable[Held]) -> None:
+    """Refuses an optimizer that works on weights as matrices, or cannot save state as dense, with a ValueError."""
+    try:
+        optimizer.register_state_dict_post_hook(lambda *_: None).remove()
+    except AttributeError:
+        raise ValueError(
+            f"{type(optimizer).__name__} keeps state of its own and never calls super().__init__(), so its state_dict "
+            "cannot be given the shapes of dense weights: use storage='dense'"
+        ) from None
+    check_elementwise(optimizer, weights)
+
+
+def check_compact(model: nn.Module, holders: Holders, algorithms: list[Algorithm]) -> None:
     """Refuses what compact storage cannot do.
 
     Raises:
@@ -173,23 +198,11 @@ def check_compact(model: nn.Module, optimizer: Optimizer, algorithms: list[Algor
     devices = {parameter.device.type for parameter in model.parameters()} - {"cpu"}
     if devices:
         raise ValueError(f"the model is on {devices.pop()}; compact storage runs on the CPU: use storage='dense'")
-    for kind in type(optimizer).__mro__:
-        if kind.__name__ in MATRIX_OPTIMIZERS:
-            raise ValueError(
-                f"{kind.__name__} works on weights as matrices, and compact storage has only a list of alive values: "
-                "take an elementwise optimizer (SGD, AdamW, …), or storage='dense'"
-            )
+    for optimizer in holders:
+        check_optimizer(optimizer, holders.held_by(optimizer))
     for record in algorithms:
         if Need.DENSE_MOMENTUM in record.needs:
             raise ValueError(
                 f"'{record.name}' needs the dense gradient of every weight at every step, so there is nothing that "
                 "compact storage could leave out: attach it with storage='dense'"
             )
-    for parameter in optimizers.parameters(optimizer):
-        for key, value in optimizer.state.get(parameter, {}).items():
-            partial = getattr(value, "dim", lambda: 0)() > 0 and value.shape != parameter.shape
-            if partial and parameter.dim() > 1:
-                raise ValueError(
-                    f"{type(optimizer).__name__} keeps '{key}' of shape {tuple(value.shape)} for a weight of shape "
-                    f"{tuple(parameter.shape)}, which cannot be cut down to alive weights: use storage='dense'"
-                )

@@ -1,12 +1,13 @@
 """A sparsified weight in compact storage: what the sparsifier asks of it, on values and indices."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import reduce
 from operator import or_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from regrow import optimizers
 from regrow.compaction.dense_gradient import BackwardPasses, DenseGradient
@@ -29,7 +30,7 @@ class CompactedLayer:
     def __init__(self, masked: MaskedLayer, module: nn.Module, passes: BackwardPasses) -> None:
         assert not masked.dense_momentum, "dense momentum has no compact form"
         self.layer, self.parameter, self.alive = masked.layer, masked.parameter, masked.alive
-        self.optimizer, self.needs, self.passes = masked.optimizer, masked.needs, passes
+        self.holders, self.needs, self.passes = masked.holders, masked.needs, passes
         self._own = masked.momentum
         self._state_loaded = masked.state_loaded
         masked.release()
@@ -37,7 +38,7 @@ class CompactedLayer:
         if not masked.settled:
             pattern = pattern | (self.parameter.detach() != 0)
         if masked.state_loaded:
-            for value, start in optimizers.elementwise_state(self.optimizer, self.parameter):
+            for value, start in self.holders.elementwise_state(self.parameter):
                 pattern = pattern | (value != start)
         self.weight = make_compact(module, pattern, [value for value, _ in self.state()])
         self._positions = self.weight.positions
@@ -70,24 +71,32 @@ class CompactedLayer:
 
     def make_room(self, alive: Tensor) -> None:
         """Before a dense weight is loaded."""
-        state = optimizers.elementwise_state(self.optimizer, self.parameter) if self._state_loaded else ()
-        self._fit(alive, *(self.weight.dense(value, start) != start for value, start in state))
+        self._fit(alive, *self._loaded_state(self.holders))
 
-    def load_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
+    def load_state(self, state: Mapping[str, Any], optimizer: Optimizer) -> dict[str, Any]:
         """An optimizer's dense state of this weight that is being loaded, cut to a pattern that holds all of it."""
+        others = [each for each in self.holders if each is not optimizer]
         dense = {
             key: value.detach().cpu()
             for key, value in state.items()
             if isinstance(value, Tensor) and tuple(value.shape) == self.weight.shape
         }
-        starts = {key: optimizers.initial_value(self.optimizer, self.parameter, key) for key in dense}
-        self._fit(self._weight_alive(), *(value != starts[key] for key, value in dense.items()))
+        starts = {key: optimizers.initial_value(optimizer, self.parameter, key) for key in dense}
+        loaded = (value != starts[key] for key, value in dense.items())
+        self._fit(self._weight_alive(), *loaded, *self._loaded_state(others))
         return {**state, **{key: gather(value, self.weight.indices) for key, value in dense.items()}}
+
+    def _loaded_state(self, of: Iterable[Optimizer]) -> Iterator[Tensor]:
+        """Where state is not what its optimizer starts it with, if any was loaded."""
+        if self._state_loaded:
+            for optimizer in of:
+                for value, start in optimizers.elementwise_state(optimizer, self.parameter):
+                    yield self.weight.dense(value, start) != start
 
     def state(self) -> list[tuple[Tensor, float]]:
         """All that has one number an alive weight, beside the weight."""
         own = [] if self._own is None else [(self._own, 0.0)]
-        return [*optimizers.elementwise_state(self.optimizer, self.parameter), *own]
+        return [*self.holders.elementwise_state(self.parameter), *own]
 
     def _weight_alive(self) -> Tensor:
         return self.weight.dense(self.weight.values.detach()) != 0
@@ -111,7 +120,7 @@ class CompactedLayer:
         values = self.weight.values.detach()
         state = 0
         if self._state_loaded:
-            found = optimizers.elementwise_state(self.optimizer, self.parameter)
+            found = self.holders.elementwise_state(self.parameter)
             state = max((int(value[outside].count_nonzero()) for value, start in found if start == 0), default=0)
         return in_words(int(values[outside].count_nonzero()), int(values.count_nonzero()), state)
 
@@ -155,13 +164,19 @@ class CompactedLayer:
     def mask_gradient(self) -> None:
         """Nothing to do: a dead weight has no gradient."""
 
+    def lend_gradient(self) -> None:
+        """Nothing to do either."""
+
+    def take_gradient_back(self) -> None:
+        """Nothing was taken."""
+
     def accumulate_momentum(self) -> None:
         """m ← beta · m + g, of the alive weights."""
         if self._own is None or self.parameter.grad is None:
             return
-        factor = optimizers.momentum_factor(self.optimizer, self.parameter)
+        factor = self.holders.momentum_factor(self.parameter)
         self._own.mul_(DEFAULT_MOMENTUM if factor is None else factor)
-        self._own.add_(self.parameter.grad.detach(), alpha=1 / optimizers.gradient_scale(self.optimizer))
+        self._own.add_(self.parameter.grad.detach(), alpha=1 / self.holders.gradient_scale())
 
     def masked_tensors(self) -> Iterator[tuple[Tensor, Tensor]]:
         """None, but the pattern is the mask's again."""
@@ -173,7 +188,7 @@ class CompactedLayer:
         """Everything in dense form, for the time of the update."""
         momentum = self.momentum
         if momentum is None and Need.MOMENTUM in self.needs:
-            momentum = self.weight.dense(optimizers.momentum(self.optimizer, self.parameter))
+            momentum = self.weight.dense(self.holders.momentum(self.parameter))
         weight = self.weight.dense(self.parameter.detach())
         return Evidence(self.layer, self.mask, weight, gradient, momentum, seed, step)
 
@@ -181,7 +196,7 @@ class CompactedLayer:
         """The invariants of ``strict=True``: one value and one number of each state for each index, ascending."""
         indices, size = self.weight.indices, self.layer.size
         ascending = bool((indices[1:] > indices[:-1]).all()) and int(indices[0]) >= 0 and int(indices[-1]) < size
-        sizes = {value.numel() for value, _ in optimizers.elementwise_state(self.optimizer, self.parameter)}
+        sizes = {value.numel() for value, _ in self.holders.elementwise_state(self.parameter)}
         counted = len(self._positions) == self.alive.number
         if not ascending or not counted or {self.parameter.numel(), *sizes} != {len(indices)}:
             raise RuntimeError(
@@ -215,7 +230,7 @@ class CompactedLayer:
 
     def make_dense(self) -> None:
         """Gives the module its dense class and weight back, the optimizer its dense state."""
-        make_dense(self.module, list(optimizers.elementwise_state(self.optimizer, self.parameter)))
+        make_dense(self.module, list(self.holders.elementwise_state(self.parameter)))
 
 
 def _owner(model: nn.Module, name: str) -> tuple[nn.Module | None, str]:
