@@ -3,9 +3,10 @@
     REGROW_COMPACT=engine python tests/storage_fuzzer.py [--first 0] [--number 2000] [SEED ...]
 
 A net, its loop and its recipe are functions of the seed. Beside the two storages trains the yardstick: the dense net
-with weights changed by 1.35 eps, in float64 a relative 3e-16. What the storages differ by counts where it is far beyond
-what that changes. At an update masks may part where the scores are as good as equal; nothing after it is comparable
-then. Prints a line for each seed that is not simply the same, and the counts of all outcomes; exits 1 if one differs.
+with weights changed by 1.35 eps, in float64 a relative 3e-16; where that does not explain a difference, five more, of
+which inputs are changed as well. What the storages differ by counts where it is far beyond what that changes. At an
+update masks may part where the scores are as good as equal; nothing after it is comparable then. Prints a line for each
+seed that is not simply the same, and the counts of all outcomes; exits 1 if one differs.
 """
 
 import argparse
@@ -24,12 +25,14 @@ from torch.nn import functional as F
 import regrow
 
 UPDATES = 3
+YARDSTICKS = 6
 FACTOR = 1000.0
 """So many times what the yardstick shows is still rounding: sums of other orders round at every term of them."""
 FLOOR = {torch.float64: 1e-10, torch.float32: 1e-4}
 """A relative difference below it is rounding in any case."""
-CANCELLED = 1e-2
-"""A gradient that is so much smaller than the largest may be 0 but for rounding (a bias before a norm)."""
+CANCELLED = 0.1
+"""A gradient that is so much smaller than the largest may be 0 but for rounding (a bias before a norm, a norm of what
+is the same for the whole batch): its differences are held to this share of the largest."""
 
 
 # The net
@@ -247,14 +250,19 @@ class Moment:
 
 
 def train(known: Case, storage: Any, perturbed: int = 0) -> list[Moment]:
-    """The training of a case; ``perturbed`` chooses one of the nets beside it, 0 being the net itself."""
+    """The training of a case.
+
+    Args:
+        known: the case.
+        storage: dense or compact.
+        perturbed: 0 is the net itself, others are the nets beside it; from 2 on inputs are changed too, so that what is
+            the same for a whole batch is so only up to rounding, as where it is summed in another order.
+    """
     model = net(known)
-    if perturbed:
-        generator = torch.Generator().manual_seed(perturbed)
-        eps = 1.35 * torch.finfo(known.dtype).eps
-        for parameter in model.parameters():
-            signs = torch.randint(2, parameter.shape, generator=generator) * 2 - 1
-            parameter.data.mul_(1 + eps * signs.to(known.dtype))
+    eps, generator = 1.35 * torch.finfo(known.dtype).eps, torch.Generator().manual_seed(perturbed)
+    for parameter in model.parameters() if perturbed else ():
+        signs = torch.randint(2, parameter.shape, generator=generator) * 2 - 1
+        parameter.data.mul_(1 + eps * signs.to(known.dtype))
     if known.optimizer == "sgd":
         optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
     else:
@@ -266,6 +274,8 @@ def train(known: Case, storage: Any, perturbed: int = 0) -> list[Moment]:
         model.train(known.trains[step])
         for part in range(known.micro_batches):
             inputs, targets = data(known, step * known.micro_batches + part)
+            if perturbed > 1:
+                inputs += eps * torch.randn(inputs.shape, generator=generator, dtype=known.dtype)
             loss = F.cross_entropy(model(inputs), targets) / known.micro_batches
             loss.backward()
             moment.numbers[f"loss {part}"] = loss.detach().clone()
@@ -290,9 +300,12 @@ def train(known: Case, storage: Any, perturbed: int = 0) -> list[Moment]:
 # The comparison
 
 
-def compare(seed: int) -> dict[str, Any]:
-    """The outcome of a seed: "same", "tie", "ill-conditioned", "too sparse" or "differs", and where."""
-    known = case(seed)
+def compare(seed: int, num_yardsticks: int = 1) -> dict[str, Any]:
+    """The outcome of a seed: "same", "tie", "ill-conditioned", "too sparse" or "differs", and where.
+
+    One yardstick may be luckier than others: what it does not explain is held against more of them.
+    """
+    known, tried_all = case(seed), num_yardsticks == YARDSTICKS
     try:
         dense = train(known, "dense")
     except ValueError as error:
@@ -303,7 +316,7 @@ def compare(seed: int) -> dict[str, Any]:
         known = replace(known, batches=tuple(max(2, size) for size in known.batches))
         dense = train(known, "dense")
     compact = train(known, "compact")
-    yardsticks = [train(known, "dense", 1)]
+    yardsticks = [train(known, "dense", number + 1) for number in range(num_yardsticks)]
     for step, (one, other) in enumerate(zip(dense, compact, strict=True)):
         where: dict[str, Any] = {"seed": seed, "step": step, "recipe": known.recipe.name, "dtype": str(known.dtype)}
         largest = max(float(value.abs().amax()) for name, value in one.numbers.items() if name.startswith("gradient"))
@@ -323,6 +336,8 @@ def compare(seed: int) -> dict[str, Any]:
             noise, gap = max(_noise(one, each[step], name) for each in yardsticks), _gap(one, other, name)
             outcome = "tie" if gap <= FLOOR[known.dtype] else "ill-conditioned" if gap <= FACTOR * noise else "differs"
             where |= {"outcome": outcome, "what": f"mask {name}", "gap": gap, "noise": noise}
+            if outcome == "differs" and not tried_all:
+                return compare(seed, YARDSTICKS)
             if outcome == "differs":
                 break
         if parted:
