@@ -13,6 +13,7 @@ from torch.nn.modules import module as modules
 
 from regrow.compaction.layers import CLASSES, MOST_PLANS, compact_layers
 from regrow.compaction.operations import BACKWARD, BACKWARD_PRE, FORWARD, FORWARD_PRE
+from regrow.compaction.refusals import is_recorded
 from regrow.compaction.region import Region
 from regrow.compaction.regions import cut, listened_to
 from regrow.compaction.tracing import LOCK, is_tracing, modes, trace
@@ -49,7 +50,7 @@ class GraphForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # Hooks on all modules that there are (a module tracker's) shall see the model's own, never regions.
-        if torch.compiler.is_compiling() or any(HOOKS_ON_ALL) or is_tracing():
+        if torch.compiler.is_compiling() or any(HOOKS_ON_ALL) or is_tracing() or is_recorded():
             return type(self.module).forward(self.module, *args, **kwargs)  # torch 2.6 does not compile self.original
         key = (_state(self.module), modes(), _signature(args), _signature(kwargs.items()))
         plan = self.plans.get(key)

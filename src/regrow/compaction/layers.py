@@ -11,6 +11,7 @@ from regrow.compaction.copies import copied_weight, deepcopy_of
 from regrow.compaction.program import Convolution, Input, Program
 from regrow.compaction.readers import weights_read
 from regrow.compaction.reference import convolution_gradients
+from regrow.compaction.refusals import REMEDY, check_attribute, check_conversion, check_input
 from regrow.compaction.region import Region, activations
 from regrow.compaction.weights import CompactWeight, dense_weight, gather, own_weight, resize
 from regrow.memory import identity, overlapping
@@ -45,6 +46,19 @@ class CompactLayer(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch has no types for it
         self.number = ops.register(self)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        check_attribute(name)
+        super().__setattr__(name, value)
+
+    def __prepare_scriptable__(self) -> None:
+        raise ValueError(f"torch.jit.script has no compact layers: {REMEDY}")
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "CompactLayer":
+        if self.compact.keeper is not None:
+            check_conversion(fn)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch has no types for it
+        return self
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         dense = dense_weight(self.weight, self.compact)
@@ -78,6 +92,7 @@ class CompactLayer(nn.Module):
         self.compact.values = self.weight  # load_state_dict(assign=True) makes another parameter
 
     def forward(self, input: Tensor) -> Tensor:
+        check_input(input)
         if input.is_meta:
             return ops.output_like(self, input)
         if torch.compiler.is_compiling():

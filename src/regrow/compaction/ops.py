@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from regrow.compaction.program import Convolution
+from regrow.compaction.refusals import guard_saving
 from regrow.compaction.weights import CompactWeight
 
 
@@ -40,6 +41,7 @@ _numbers = count()
 
 def register(layer: Layer) -> int:
     """A number that stands for the layer in graphs; good in this process."""
+    guard_saving()
     number = next(_numbers)
     _layers[number] = layer
     return number
@@ -51,7 +53,7 @@ def _layer(number: int) -> Layer:
     except KeyError:
         raise RuntimeError(
             "this compiled or exported graph belongs to compact layers that are not in this process (any more): export "
-            "regrow.to_dense(model), or compile and export again where it runs"
+            "regrow.to_dense(copy.deepcopy(model)), or compile and export again where it runs"
         ) from None
 
 

@@ -11,6 +11,7 @@ from regrow.compaction import native
 from regrow.compaction.execution import Execution, compact_weight
 from regrow.compaction.program import Program
 from regrow.compaction.reference import interpret
+from regrow.compaction.refusals import check_runs_for_itself
 from regrow.compaction.weights import dense_weight, own_weight
 
 SWITCH = "REGROW_COMPACT"
@@ -65,6 +66,7 @@ class Region(nn.Module):
 
     def run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The outputs, as a tuple."""
+        check_runs_for_itself()
         layers, offsets, norms = self.members
         if self.mode and norms:
             torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
