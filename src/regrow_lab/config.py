@@ -300,6 +300,13 @@ def check_seconds(name: str, seconds: float) -> None:
         raise ValueError(f"{name} must be a number of seconds, 0 or more, given {seconds}")
 
 
+def check_seeds(what: str, seeds: int) -> None:
+    """Raise ValueError for no seeds, and for more than can be listed."""
+    if not 1 <= seeds <= MOST_SEEDS:
+        needed = "1 seed or more" if seeds < 1 else f"{MOST_SEEDS:,} seeds or fewer"
+        raise ValueError(f"{what} needs {needed}, given {seeds}")
+
+
 def imp_sparsity(level: int) -> float:
     """The sparsity after `level` rounds of iterative pruning.
 

@@ -27,6 +27,7 @@ SCHEMA = 1
 DEFAULTS = RunConfig().to_dict()
 PARTS = ("runs", "report", "tune", "slurm", "again", "error.txt")
 """What may stand in the folder of a study beside study.json."""
+ANEW = "delete it, and the same command makes it anew"
 LONGEST_HOLDER = 1000
 
 
@@ -105,16 +106,17 @@ def read_run(folder: Path) -> StoredRun:
         )
     config = read_json(folder / "config.json", f"delete the run's folder, and {_maker(folder)} does it anew")
     schema.check_config(folder / "config.json", config)
-    result = read_result(folder, config) if is_finished(folder) else None
     metrics = _read_metrics(folder / "metrics.jsonl")
+    remedy = f"delete it, and {_maker(folder, config)} trains the run anew"
+    result = read_result(folder, remedy) if is_finished(folder) else None
     if result is not None and metrics is not None:
         _check_whole(folder / "metrics.jsonl", metrics, result.get("steps"))
     return StoredRun(folder, config, metrics or [], result)
 
 
-def read_result(folder: Path, config: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The result of a finished run, whose configuration may be known. Raises ValueError if it cannot be understood."""
-    result = read_json(folder / "result.json", f"delete it, and {_maker(folder, config)} trains the run anew")
+def read_result(folder: Path, remedy: str = ANEW) -> dict[str, Any]:
+    """The result of a finished run. Raises ValueError, with the remedy, if it cannot be understood."""
+    result = read_json(folder / "result.json", remedy)
     schema.check_result(folder / "result.json", result)
     return result
 
@@ -217,7 +219,7 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def read_json(path: Path, remedy: str = "delete it, and the same command makes it anew") -> dict[str, Any]:
+def read_json(path: Path, remedy: str = ANEW) -> dict[str, Any]:
     """The object that `write_json` wrote. Raises ValueError, with the remedy, if it is broken or of another schema."""
     content = content_of(path, TEXT)
     try:

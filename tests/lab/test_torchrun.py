@@ -153,6 +153,9 @@ def test_a_command_that_ends_takes_its_processes_along_and_they_leave_a_checkpoi
     assert (store.run_folder(tmp_path, LONG) / "checkpoint.pt").exists()
 
 
+ENDED = {"status": "diverged", "test_accuracy": None, "diverged_at": 1, "train_ratio": 1.0, "seconds": 0.1}
+
+
 @pytest.mark.parametrize("before", [True, False], ids=["before", "as-it-starts"])
 def test_a_run_that_another_process_takes_is_waited_for(
     before: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -171,8 +174,7 @@ def test_a_run_that_another_process_takes_is_waited_for(
         def note(self, line: str) -> None:
             said.append(line)
             if "waiting for it" in line:
-                numbers = {"test_accuracy": None, "diverged_at": 1, "train_ratio": 1.0, "seconds": 0.0}
-                store.write_json(folder / "result.json", {"status": "diverged", **numbers})
+                store.write_json(folder / "result.json", ENDED)
                 another.close()
 
     monkeypatch.setattr(torchrun, "_run", is_refused)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
-from regrow_lab.config import DENSE_ONLY, MOST_SEEDS, RunConfig
+from regrow_lab.config import DENSE_ONLY, RunConfig, check_seeds
 from regrow_lab.studies.charlm import charlm
 from regrow_lab.studies.cifar10 import cifar10
 from regrow_lab.studies.digits import digits
@@ -63,8 +63,7 @@ def study_runs(
     """
     if name not in STUDIES:
         raise ValueError(f"unknown study {name!r}: choose one of {', '.join([*STUDIES, ALL])}")
-    if not 1 <= seeds <= MOST_SEEDS:
-        raise ValueError(f"a study needs 1 seed or more, and {MOST_SEEDS:,} at most, given {seeds}")
+    check_seeds("a study", seeds)
     wanted = {"scale": scale} if scale != "small" else {}
     runs = STUDIES[name](seeds, **wanted, **({} if data is None else {"data": data}))
     if any(run.storage != "dense" for run in runs):

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from regrow_lab.config import MOST_SEEDS, RunConfig
+from regrow_lab.config import RunConfig, check_seeds
 from regrow_lab.studies.common import BOTH, CIFAR_10, setting
 from regrow_lab.studies.figure3 import RATES, SPARSITIES, UPDATES, figure3
 
@@ -93,8 +93,7 @@ def problems(
 
     Raises ValueError for a name, scale or sparsity that there is not.
     """
-    if not 1 <= seeds <= MOST_SEEDS:
-        raise ValueError(f"a trial needs 1 seed or more, and {MOST_SEEDS:,} at most, given {seeds}")
+    check_seeds("a trial", seeds)
     known = {run.distribution for run in figure3(1)}
     wrong = [given for given in distributions if given not in known]
     if wrong:
