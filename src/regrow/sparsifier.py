@@ -332,10 +332,10 @@ class Sparsifier:
         """Updates the topology in place of the weight step where that is due, else prepares the weight step."""
         due = [group for group in self._groups if group.is_due(self.weight_steps)]
         self._check_membership(due)
+        self._check_ranks(due)  # before what a wrapper's broadcast of the weights has made of the other ranks' zeros
         # A step that only fills state comes between weights that are loaded and their masks.
         if not optimizers.only_fills_state(self.stepper):
             self.refuse_strays()
-        self._check_ranks(due)
         self._takes_step = optimizers.has_gradients(self.stepper) and not optimizers.skips_step(self.stepper)
         if not self._takes_step:
             return

@@ -338,7 +338,7 @@ def test_that_command_does_so(
     main(["report", "OUT"])
     command = capsys.readouterr().err.split("`")[1]
     assert main(command.split()[1:]) == 2
-    assert capsys.readouterr().err.endswith(": delete it, and the command that trained it trains the run anew\n")
+    assert capsys.readouterr().err.endswith(": delete it, and the same command makes it anew\n")
     (folder / "result.json").unlink()
     assert main(command.split()[1:]) == 0
     assert store.read_json(folder / "result.json")["status"] == "finished"
