@@ -260,6 +260,16 @@ def test_weights_assigned_to_the_model_are_whole_and_the_next_step_is_refused(st
     assert equal(dict(run.model.state_dict()), dict(saved["m"]))
 
 
+def test_dense_weights_that_are_put_into_compact_parameters_are_refused_with_the_way_to_load_them() -> None:
+    run, saved = older("compact")
+    with pytest.raises(RuntimeError, match="size"):
+        copy_into_data(run.model, saved["m"], Path())
+    replace_data(run.model, saved["m"], Path())
+    for use in (lambda: run.model(batch(7)[0]), run.model.state_dict):
+        with pytest.raises(ValueError, match=r"dense weights are loaded by load_state_dict"):
+            use()
+
+
 @pytest.mark.parametrize("storage", STORAGES)
 def test_the_best_weights_loaded_after_the_last_step_are_what_is_saved_and_detached(storage: str) -> None:
     run, saved = older(storage)

@@ -131,6 +131,37 @@ def resumed(rank: int, world: int, folder: Path) -> None:
         steps(model, optimizer, rank, world, range(SAVED, STEPS))
         found[f"{recipe} {name}"] = tensors(sparsifier, optimizer)
     torch.save(found, folder / f"resumed-{rank}.pt")
+    check_strays(rank, world)
+
+
+def check_strays(rank: int, world: int) -> None:
+    """Weights of another net are refused on every rank, also on one whose pieces fit, until masks are put on."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    model = shard(net())
+    optimizer = sgd(model)
+    sparsifier = regrow.attach(model, optimizer, RECIPES["set"])
+    steps(model, optimizer, rank, world, range(2))
+    set_model_state_dict(model, net(seed=8).state_dict(), options=StateDictOptions(full_state_dict=True))
+    with pytest.raises(ValueError, match=r"288 weights that are not 0 of '0\.weight' lie outside its mask"):
+        steps(model, optimizer, rank, world, range(2, 3))
+    with torch.no_grad():
+        for name, mask in sparsifier.masks.items():
+            if rank:
+                weight = model.get_parameter(name).detach().to_local()
+                weight.mul_(mask.to_local())
+    with pytest.raises(ValueError, match=r"of '0\.weight' lie outside its mask"):
+        steps(model, optimizer, rank, world, range(2, 3))
+    sparsifier.apply_masks(model)
+    steps(model, optimizer, rank, world, range(2, 8))
+    assert sparsifier.num_updates == 2
+    saved = {name: value.full_tensor() for name, value in model.state_dict().items()}
+    fresh = shard(net(seed=5))
+    set_model_state_dict(fresh, saved, options=StateDictOptions(full_state_dict=True))
+    again = regrow.attach(fresh, sgd(fresh), RECIPES["set"], seed=7)
+    again.take_masks_from_weights()
+    assert again.num_alive == sparsifier.num_alive
+    steps(fresh, again.optimizer, rank, world, range(8, 12))
 
 
 @pytest.fixture(scope="module")

@@ -334,7 +334,7 @@ class MaskedLayer:
 
     def _traces(self) -> tuple[int, int, torch.UntypedStorage]:
         here = piece(self.parameter.detach())
-        version = 0 if here.is_inference() else here._version
+        version = 0 if self.parameter.is_inference() else self.parameter._version
         return version, here.data_ptr(), here.untyped_storage()
 
     def load_momentum(self, momentum: Tensor) -> None:

@@ -112,7 +112,10 @@ class Borders:
             raise ValueError(f"expected {len(sizes)} {what} and got {len(tensors)}")
         for number, (tensor, size) in enumerate(zip(tensors, sizes, strict=True)):
             if tensor.dim() != 1 or tensor.numel() != size:
-                raise ValueError(f"{what}[{number}]: expected shape ({size},), got {tuple(tensor.shape)}")
+                raise ValueError(
+                    f"{what}[{number}]: expected shape ({size},), got {tuple(tensor.shape)} (compact layers hold alive "
+                    "values alone: dense weights are loaded by load_state_dict, which knows their places)"
+                )
             if tensor.dtype != self.scalar:
                 raise ValueError(f"{what}[{number}]: expected {self.scalar}, got {tensor.dtype}")
         return [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in tensors]

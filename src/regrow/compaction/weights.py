@@ -28,7 +28,16 @@ def gather(dense: Tensor, indices: Tensor) -> Tensor:
 
 
 def scatter(values: Tensor, indices: Tensor, shape: tuple[int, ...], fill: float = 0.0) -> Tensor:
-    """The dense tensor with ``values`` at flat positions and ``fill`` elsewhere: (nnz,) → ``shape``."""
+    """The dense tensor with ``values`` at flat positions and ``fill`` elsewhere: (nnz,) → ``shape``.
+
+    Raises:
+        ValueError: ``values`` have another shape; somebody wrote to a compact weight as if it were dense.
+    """
+    if values.shape != indices.shape:
+        raise ValueError(
+            f"a compact weight of {len(indices):,} alive values holds a tensor of shape {tuple(values.shape)}: dense "
+            "weights are loaded by load_state_dict, which knows their places"
+        )
     dense = values.new_full((math.prod(shape),), fill)
     dense[indices.long()] = values
     return dense.view(shape)
