@@ -153,9 +153,13 @@ def test_a_run_that_cannot_be_trained_does_not_stop_the_others(tmp_path: Path, m
     assert progress.finished == [RUNS[0].run_id]
     assert outcome.failed[wrong.run_id].startswith("unknown model 'lenet'")
     assert outcome.failed[unwritable.run_id].endswith("then the same command goes on from it")
-    assert outcome.failed[broken.run_id].startswith("IsADirectoryError:")
-    assert "Traceback" in (folder / "error.txt").read_text()
+    assert "config.json is a folder, a file was expected" in outcome.failed[broken.run_id]
     assert sorted(progress.notes) == sorted(f"{name} failed: {why}" for name, why in outcome.failed.items())
+
+
+def test_what_nobody_expected_of_a_run_is_a_line_and_its_traceback_a_file(tmp_path: Path) -> None:
+    assert launching._in_words(RuntimeError("out of luck"), tmp_path).startswith("RuntimeError: out of luck")
+    assert "RuntimeError: out of luck" in (tmp_path / "error.txt").read_text()
 
 
 def test_what_breaks_a_run_before_it_has_a_folder_is_said_and_kept(tmp_path: Path) -> None:
