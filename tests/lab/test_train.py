@@ -253,7 +253,8 @@ def test_a_step_leaves_no_tensor_behind(storage: str) -> None:
     run = Training(RunConfig(method="rigl", sparsity=0.75, storage=storage, **SHORT), torch.device("cpu"))
     alive: list[int] = []
     run.run_epoch(lambda: alive.append(sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())))
-    assert max(alive[10:]) <= max(alive[2:10])
+    # The step of an update, every sixth, holds its gradients.
+    assert max(alive[12:]) <= max(alive[:12])
 
 
 def test_outputs_that_are_not_finite_have_no_accuracy() -> None:
