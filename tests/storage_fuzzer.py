@@ -16,6 +16,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -246,7 +247,16 @@ class Moment:
     before: dict[str, Tensor] = field(default_factory=dict)
     masks: dict[str, Tensor] = field(default_factory=dict)
     growth: dict[str, Tensor] = field(default_factory=dict)
-    """Layer → |gradient| before the step, in dense storage."""
+    """Layer → |dense gradient|, where an update asked for it."""
+
+    def gradients(self) -> dict[str, Tensor]:
+        """All gradients that are to be seen."""
+        seen = {name: value for name, value in self.numbers.items() if name.startswith("gradient")}
+        return seen | {f"dense gradient {name}": value for name, value in self.growth.items()}
+
+    def everything(self) -> dict[str, Tensor]:
+        """The numbers with the dense gradients."""
+        return self.numbers | self.gradients()
 
 
 def train(known: Case, storage: Any, perturbed: int = 0) -> list[Moment]:
@@ -288,9 +298,11 @@ def train(known: Case, storage: Any, perturbed: int = 0) -> list[Moment]:
         for name, parameter in model.named_parameters():
             if parameter.grad is not None and name not in moment.before:
                 moment.numbers[f"gradient {name}"] = parameter.grad.clone()
-            elif storage == "dense" and name in moment.before:
-                moment.growth[name] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.abs()
+        for name, layer in sparsifier._layers.items():
+            layer.dense_gradient = partial(_recorded, layer.dense_gradient, moment.growth, name)  # type: ignore[method-assign]
         optimizer.step()
+        for layer in sparsifier._layers.values():
+            layer.__dict__.pop("dense_gradient", None)
         optimizer.zero_grad(set_to_none=known.to_none[step])
         if known.looks[step]:
             model.eval()
@@ -301,6 +313,13 @@ def train(known: Case, storage: Any, perturbed: int = 0) -> list[Moment]:
         moments.append(moment)
     sparsifier.detach()
     return moments
+
+
+def _recorded(ask: Callable[[], Tensor | None], growth: dict[str, Tensor], name: str) -> Tensor | None:
+    found = ask()
+    if found is not None:
+        growth[name] = found.abs()
+    return found
 
 
 # The comparison
@@ -330,22 +349,15 @@ def _outcome(
 ) -> dict[str, Any]:
     """What the first difference is that counts."""
     for step, (one, other) in enumerate(zip(dense, compact, strict=True)):
-        largest = max(float(value.abs().amax()) for name, value in one.numbers.items() if name.startswith("gradient"))
-        for name, value in one.numbers.items():
-            size = max(float(value.abs().amax()), CANCELLED * largest if name.startswith("gradient") else 0.0)
-            difference = _difference(value, other.numbers[name], size)
-            seen = [_difference(value, each[step].numbers[name], size) for each in yardsticks]
+        largest = max(float(value.abs().amax()) for name, value in one.gradients().items())
+        for name, value in one.everything().items():
+            size = max(float(value.abs().amax()), CANCELLED * largest if name in one.gradients() else 0.0)
+            difference = _difference(value, other.everything()[name], size)
+            seen = [_difference(value, each[step].everything()[name], size) for each in yardsticks]
             if not difference <= FACTOR * max(seen, default=0.0) + FLOOR[known.dtype]:
                 return {"step": step, "outcome": "differs", "what": name, "difference": difference, "yardsticks": seen}
         parted = [name for name, mask in one.masks.items() if not torch.equal(mask, other.masks[name])]
-        judged = []
-        for name in parted:
-            gap, noise = (
-                _gap(one, other, name),
-                max((_noise(one, each[step], name) for each in yardsticks), default=0.0),
-            )
-            outcome = "tie" if gap <= FLOOR[known.dtype] else "ill-conditioned" if gap <= FACTOR * noise else "differs"
-            judged.append({"step": step, "outcome": outcome, "what": f"mask {name}", "gap": gap, "noise": noise})
+        judged = [{"step": step, **_parting(one, other, name, FLOOR[known.dtype])} for name in parted]
         if judged:
             return min(judged, key=lambda each: ("differs", "ill-conditioned", "tie").index(each["outcome"]))
         same = [
@@ -357,33 +369,34 @@ def _outcome(
     return {"outcome": "same"}
 
 
+def _parting(dense: Moment, compact: Moment, name: str, floor: float) -> dict[str, Any]:
+    """Whether the scores of what the storages chose differently are nearer to each other than the storages' scores are.
+
+    They are those of growth, or where all was alive before, |weight|.
+    """
+    chosen = dense.masks[name] ^ compact.masks[name]
+    scores = []
+    if name in dense.growth:
+        scores.append((dense.growth[name], compact.growth[name]))
+    if bool(dense.before[name][chosen].all()) or not scores:
+        weights = [moment.numbers[f"state {name}"].abs() for moment in (dense, compact)]
+        # What one of them dropped is 0 there.
+        both = torch.where(chosen, torch.maximum(*weights), weights[0])
+        scores.append((both, torch.where(chosen, both, weights[1])))
+    found = []
+    for one, other in scores:
+        size = max(float(one.amax()), 1e-300)
+        gap = float(one[chosen].amax() - one[chosen].amin()) / size
+        found.append((gap, _difference(one, other, size)))
+    gap, difference = min(found, key=lambda each: each[0] - 2 * each[1])
+    outcome = "tie" if gap <= floor else "ill-conditioned" if gap <= 2.1 * difference else "differs"
+    return {"outcome": outcome, "what": f"mask {name}", "gap": gap, "difference": difference}
+
+
 def _difference(one: Tensor, other: Tensor, size: float) -> float:
     """The largest difference, as a share of a size."""
     same = torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
     return 0.0 if same else float((one - other).abs().amax()) / max(size, 1e-300)
-
-
-def _gap(dense: Moment, compact: Moment, name: str) -> float:
-    """How far apart what the storages chose differently scores: in growth, or where all was alive, in |weight|."""
-    one, other = dense.masks[name] & ~compact.masks[name], compact.masks[name] & ~dense.masks[name]
-    gaps = [_spread(dense.growth[name][one | other], dense.growth[name])]
-    if bool(dense.before[name][one | other].all()):
-        weights = [moment.numbers[f"state {name}"].abs() for moment in (dense, compact)]
-        gaps.append(_spread(torch.cat([weights[0][one], weights[1][other]]), weights[0]))
-    return min(gaps)
-
-
-def _spread(chosen: Tensor, scores: Tensor) -> float:
-    size = float(scores.amax())
-    return float(chosen.amax() - chosen.amin()) / size if size else 0.0
-
-
-def _noise(dense: Moment, yardstick: Moment, name: str) -> float:
-    """What rounding does to the scores, as a share of the largest."""
-    pairs = [(moment.growth[name], moment.numbers[f"state {name}"]) for moment in (dense, yardstick)]
-    kept = dense.masks[name] & yardstick.masks[name]
-    growth = _difference(pairs[0][0], pairs[1][0], float(pairs[0][0].amax()))
-    return max(growth, _difference(pairs[0][1] * kept, pairs[1][1] * kept, float(pairs[0][1].abs().amax())))
 
 
 def main() -> int:
