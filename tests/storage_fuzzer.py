@@ -360,12 +360,9 @@ def _outcome(
         judged = [{"step": step, **_parting(one, other, name, FLOOR[known.dtype])} for name in parted]
         if judged:
             return min(judged, key=lambda each: ("differs", "ill-conditioned", "tie").index(each["outcome"]))
-        same = [
-            all(torch.equal(each[step].masks[name], mask) for name, mask in one.masks.items()) for each in yardsticks
-        ]
-        if yardsticks and not any(same):
-            return {"step": step, "outcome": "ill-conditioned", "what": "masks of every yardstick"}
-        yardsticks = [each for each, holds in zip(yardsticks, same, strict=True) if holds]
+        for each in yardsticks:
+            if not all(torch.equal(each[step].masks[name], mask) for name, mask in one.masks.items()):
+                return {"step": step, "outcome": "ill-conditioned", "what": "masks of a yardstick"}
     return {"outcome": "same"}
 
 
