@@ -180,3 +180,36 @@ def test_planted_infinities_under_grad_scaler_wait_for_a_finite_step(recipe) -> 
     replaced = 0 if recipe is not regrow.rigl else sparsifier.num_updates
     assert sparsifier.weight_steps == taken - replaced
     assert sparsifier.num_updates >= 3
+
+
+@pytest.mark.parametrize("storage", ["dense", "compact"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.Adam(p, 0.01, amsgrad=True),
+        lambda p: torch.optim.SGD(p, 0.01, momentum=0.9),
+        lambda p: torch.optim.RMSprop(p, 0.01, momentum=0.5, centered=True),
+        lambda p: torch.optim.Adagrad(p, 0.01, initial_accumulator_value=0.5),
+        lambda p: torch.optim.Rprop(p, 0.01),
+    ],
+    ids=["adam", "sgd", "rmsprop", "adagrad", "rprop"],
+)
+@pytest.mark.parametrize("recipe", [regrow.rigl, regrow.set_])
+def test_state_of_complex_weights_is_at_its_start_where_they_are_dead(make, recipe, storage: str) -> None:
+    torch.manual_seed(0)
+    weight = torch.complex64
+    model = nn.Sequential(nn.Linear(16, 32, dtype=weight), nn.Linear(32, 8, dtype=weight))
+    optimizer = make(model.parameters())
+    record = recipe(sparsity=0.8, total_steps=60, every=4)
+    sparsifier = regrow.attach(model, optimizer, record, storage=storage, strict=True)
+    for _ in range(12):
+        optimizer.zero_grad()
+        (model(torch.randn(8, 16, dtype=weight)) - 1).abs().square().mean().backward()
+        optimizer.step()
+        for name, mask in sparsifier.masks.items():
+            parameter = model.get_parameter(name)
+            assert not parameter[~mask].any()
+            for key, value in optimizer.state[parameter].items():
+                start = {"sum": 0.5 + 0.5j, "step_size": 0.01 + 0.01j}.get(key, 0j)
+                assert value.dim() == 0 or torch.equal(value[~mask], torch.full_like(value[~mask], start)), key
+    assert sparsifier.num_updates == 2 + (recipe is regrow.set_)

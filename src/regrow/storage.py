@@ -404,7 +404,9 @@ class MaskedLayer:
         yield to_mask(self.parameter, self.bits)
         for value, initial in self.holders.elementwise_state(self.parameter):
             if initial != 0:
-                piece(value).masked_fill_(~piece(self.mask), initial)
+                # Of a complex number both parts start so.
+                start = complex(initial, initial) if value.is_complex() else initial
+                piece(value).masked_fill_(~piece(self.mask), start)
             elif is_quantised(piece(value)):
                 erase_quantised(piece(value), piece(self.mask))
             else:
