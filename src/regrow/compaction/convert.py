@@ -36,9 +36,10 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> nn.M
     model = unwrap(model)
     check_unattached(model)
     with torch.inference_mode(False):  # else the values could never be trained again
-        chosen = _found(model) if masks is None else {name: mask.to(torch.bool) for name, mask in masks.items()}
+        able = owners(model)
+        chosen = _found(able) if masks is None else {name: mask.to(torch.bool) for name, mask in masks.items()}
         weights = weights_of(model, chosen)
-        modules = {name: module for name, module in owners(model).items() if name in weights}
+        modules = {name: able[name] for name in weights if name in able}
         with torch.no_grad():
             for name in weights.keys() - modules.keys():
                 weights[name].masked_fill_(~chosen[name].to(weights[name].device), 0)
@@ -133,9 +134,9 @@ def _sparse(name: str, values: Tensor, weight: CompactWeight, layout: str, block
         return csr.to_sparse_bsr(block)
 
 
-def _found(model: nn.Module) -> dict[str, Tensor]:
+def _found(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     masks = {}
-    for name, module in owners(model).items():
+    for name, module in modules.items():
         weight = module.weight
         assert isinstance(weight, Tensor)
         mask = weight.detach() != 0

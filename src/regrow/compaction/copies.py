@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regrow.compaction.reads import ARITHMETIC, named
 from regrow.compaction.weights import CompactWeight, dense_weight, gather
 
-ARITHMETIC = {"add", "sub", "mul", "truediv"}
 ELEMENTWISE = {
     *(before + name for before in ("", "r", "i") for name in ARITHMETIC),
     *("div", "true_divide", "lerp", "copy", "addcmul", "addcdiv", "maximum", "minimum", "where", "dist"),
@@ -47,7 +47,7 @@ class CopiedWeight(Tensor):
         cls, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        name, writes = _named(func)
+        name, writes = named(func)
         with torch._C.DisableTorchFunctionSubclass():
             if name in ELEMENTWISE:
                 values = [*args, *kwargs.values()]
@@ -69,16 +69,6 @@ class CopiedWeight(Tensor):
             plain = self.detach()
             made = nn.Parameter(plain, self.requires_grad) if isinstance(self, nn.Parameter) else plain
             return made.__reduce_ex__(protocol)
-
-
-def _named(func: Any) -> tuple[str, bool]:
-    """A function's name without underscores and ``foreach``, and whether it writes to its first argument."""
-    full = func.__name__
-    if full in ("__get__", "__set__"):
-        return func.__self__.__name__, full == "__set__"
-    name = full.strip("_").removeprefix("foreach_")
-    writes = name in {"i" + operation for operation in ARITHMETIC} if full.endswith("__") else full.endswith("_")
-    return name, writes
 
 
 def _aligned(values: list[Any], writes: bool) -> list[Any]:

@@ -13,6 +13,7 @@ from torch.nn.modules import module as modules
 
 from regrow.compaction.layers import CLASSES, MOST_PLANS, compact_layers
 from regrow.compaction.operations import BACKWARD, BACKWARD_PRE, FORWARD, FORWARD_PRE
+from regrow.compaction.reads import aside, reading, watching
 from regrow.compaction.refusals import is_recorded
 from regrow.compaction.region import Region
 from regrow.compaction.regions import cut, listened_to
@@ -37,10 +38,11 @@ class GraphForward:
     Attributes:
         regions: those of the latest call.
         failure: why the module could not be cut, if so.
+        is_traceable: whether some call may be cut; else only its parts are.
     """
 
     def __init__(self, module: nn.Module, left_to_torch: AbstractSet[nn.Module] = frozenset()) -> None:
-        self.module, self.left_to_torch = module, left_to_torch
+        self.module, self.left_to_torch, self.is_traceable = module, left_to_torch, True
         self.plans: dict[Any, _Plan] = {}
         self.regions: list[Region] = []
         self.failure: str | None = None
@@ -50,12 +52,21 @@ class GraphForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # Hooks on all modules that there are (a module tracker's) shall see the model's own, never regions.
-        if torch.compiler.is_compiling() or any(HOOKS_ON_ALL) or is_tracing() or is_recorded():
+        if torch.compiler.is_compiling() or is_tracing() or is_recorded():
             return type(self.module).forward(self.module, *args, **kwargs)  # torch 2.6 does not compile self.original
+        if not self.is_traceable or any(HOOKS_ON_ALL):
+            return self._run_as_it_is(*args, **kwargs)
         key = (_state(self.module), modes(), _signature(args), _signature(kwargs.items()))
         plan = self.plans.get(key)
         run, self.regions = self._plan(key, args, kwargs) if plan is None else plan
-        return run(*args, **kwargs)
+        if not watching() or not self.regions:
+            return run(*args, **kwargs)
+        with aside():  # a graph that is cut has been seen to read no compact weight
+            return run(*args, **kwargs)
+
+    def _run_as_it_is(self, *args: Any, **kwargs: Any) -> Any:
+        with reading(self.module):
+            return self.original(*args, **kwargs)
 
     @property
     def original(self) -> Callable[..., Any]:
@@ -88,14 +99,18 @@ class GraphForward:
 
     def _cut(self, args: Any, kwargs: Mapping[str, Any]) -> _Plan:
         if listened_to(self.module):
-            return self.original, []
+            return self._run_as_it_is, []
         try:
             graph, regions = cut(self.module, args, kwargs, self.left_to_torch)
         except Exception as error:  # the user's forward runs on stand-ins, and may raise anything; itself it works
-            self.failure = f"{type(error).__name__}: {error}".splitlines()[0]
-            _install_in_children(self.module, self.left_to_torch)
-            return self.original, []
-        return (graph.forward if regions else self.original), regions
+            self.fail(error)
+            return self._run_as_it_is, []
+        return (graph.forward if regions else self._run_as_it_is), regions
+
+    def fail(self, error: Exception) -> None:
+        """Has the parts of the module cut instead."""
+        self.failure = f"{type(error).__name__}: {error}".splitlines()[0]
+        _install_in_children(self.module, self.left_to_torch)
 
 
 def install(module: nn.Module, left_to_torch: AbstractSet[nn.Module] = frozenset()) -> None:
@@ -109,22 +124,27 @@ def install(module: nn.Module, left_to_torch: AbstractSet[nn.Module] = frozenset
         return
     if "forward" in module.__dict__:
         return
+    forward = GraphForward(module, left_to_torch)
     try:
         trace(module)
-    except Exception:  # the user's forward runs on stand-ins, and may raise anything: then its parts are tried
-        _install_in_children(module, left_to_torch)
-    else:
-        module.__dict__["forward"] = GraphForward(module, left_to_torch)
+    except Exception as error:  # the user's forward runs on stand-ins, and may raise anything: then its parts are tried
+        forward.is_traceable = False
+        forward.fail(error)
+    module.__dict__["forward"] = forward
 
 
 def remove(module: nn.Module) -> None:
     """Gives every module inside its own forward back."""
-    for forward in installed(module):
+    for forward in _forwards(module):
         del forward.module.__dict__["forward"]
 
 
 def installed(module: nn.Module) -> list[GraphForward]:
-    """The cut graphs that run inside a module."""
+    """The graphs that are cut inside a module."""
+    return [forward for forward in _forwards(module) if forward.is_traceable]
+
+
+def _forwards(module: nn.Module) -> list[GraphForward]:
     found = (child.__dict__.get("forward") for child in module.modules())
     return [forward for forward in found if isinstance(forward, GraphForward)]
 

@@ -10,6 +10,7 @@ from regrow.compaction import ops
 from regrow.compaction.copies import copied_weight, deepcopy_of
 from regrow.compaction.program import Convolution, Input, Program
 from regrow.compaction.readers import weights_read
+from regrow.compaction.reads import aside
 from regrow.compaction.reference import convolution_gradients
 from regrow.compaction.refusals import REMEDY, check_attribute, check_conversion, check_input
 from regrow.compaction.region import Region, activations
@@ -61,7 +62,8 @@ class CompactLayer(nn.Module):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        dense = dense_weight(self.weight, self.compact)
+        with aside():
+            dense = dense_weight(self.weight, self.compact)
         destination[prefix + "weight"] = dense if keep_vars else dense.detach()
 
     def _load_from_state_dict(

@@ -1,7 +1,8 @@
-"""Which layers' weights a model's own code reads, past the layers: seen in the source of its classes.
+"""Which layers' weights a model's own code reads, past the layers: such a weight must stay dense.
 
-A forward that says ``self.layer.weight`` wants the dense weight. One that reads it by another name, or whose source is
-not at hand, is not seen.
+Seen in the source of its classes, where a forward says ``self.layer.weight``, and by whatever name while the forward,
+or each of its parts, runs on stand-ins. What a branch reads that neither shows is given it dense when it runs
+(:mod:`regrow.compaction.reads`).
 """
 
 import ast
@@ -13,8 +14,8 @@ from typing import Any
 
 from torch import nn
 
-HARMLESS = {"dtype", "device", "requires_grad", "is_cuda"}
-"""What is the same of a weight and of its alive entries."""
+from regrow.compaction.reads import HARMLESS
+from regrow.compaction.tracing import Tracer, parameters_read
 
 
 def weights_read(model: nn.Module) -> dict[nn.Module, str]:
@@ -27,7 +28,24 @@ def weights_read(model: nn.Module) -> dict[nn.Module, str]:
             except AttributeError:  # of a branch that this one has not
                 continue
             found.setdefault(child, type(owner).__name__)
+    for owner, parameters in _seen(model):
+        for child in owner.modules():
+            if id(child._parameters.get("weight")) in parameters:
+                found.setdefault(child, type(owner).__name__)
     return found
+
+
+def _seen(model: nn.Module) -> Iterator[tuple[nn.Module, set[int]]]:
+    """The model, or the largest parts of it that can be traced, and the parameters that each reads itself."""
+    tracer, waiting = Tracer(), [model]
+    while waiting:
+        module = waiting.pop()
+        if tracer.is_leaf_module(module, "") or "forward" in module.__dict__:
+            continue
+        parameters, is_whole = parameters_read(module)
+        yield module, parameters
+        if not is_whole:
+            waiting += module.children()
 
 
 @cache

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from regrow.compaction import native
 from regrow.compaction.execution import Execution, compact_weight
 from regrow.compaction.program import Program
+from regrow.compaction.reads import aside, watching
 from regrow.compaction.reference import interpret
 from regrow.compaction.refusals import check_runs_for_itself
 from regrow.compaction.weights import dense_weight, own_weight
@@ -66,6 +67,12 @@ class Region(nn.Module):
 
     def run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The outputs, as a tuple."""
+        if not watching():
+            return self._run(inputs)
+        with aside():
+            return self._run(inputs)
+
+    def _run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         check_runs_for_itself()
         layers, offsets, norms = self.members
         if self.mode and norms:

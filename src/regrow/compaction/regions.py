@@ -20,8 +20,9 @@ from regrow.compaction.layers import CompactLayer
 from regrow.compaction.observers import levels, observed
 from regrow.compaction.operations import Step, Writer, has_hooks, recognise, shape
 from regrow.compaction.program import Input, Program
+from regrow.compaction.reads import leaves
 from regrow.compaction.region import Region
-from regrow.compaction.shapes import leaves, propagate
+from regrow.compaction.shapes import propagate
 from regrow.compaction.tracing import Tracer, UnfaithfulError, trace
 from regrow.compaction.trial import Source, is_faster
 

@@ -10,15 +10,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from regrow.compaction.layers import CompactLayer
-
-
-def leaves(value: Any) -> Iterator[Any]:
-    """What is in lists, tuples and dicts, however deep."""
-    if isinstance(value, (list, tuple, dict)):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from leaves(part)
-    else:
-        yield value
+from regrow.compaction.reads import leaves
 
 
 def propagate(graph_module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

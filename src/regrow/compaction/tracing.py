@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from regrow.compaction.layers import CompactLayer
+from regrow.compaction.reads import Watch
 
 LOCK = threading.RLock()
 """Held while a forward is traced: ``torch.fx`` patches ``nn.Module`` for the whole process."""
@@ -27,6 +27,11 @@ _here = threading.local()
 def is_tracing() -> bool:
     """Whether this thread runs a forward on stand-ins."""
     return bool(getattr(_here, "tracing", False))
+
+
+def is_compact(module: nn.Module) -> bool:
+    """Whether a module is a compact layer."""
+    return "compact" in module.__dict__
 
 
 class UnfaithfulError(Exception):
@@ -76,7 +81,7 @@ class Tracer(fx.Tracer):
         self.modes = modes()
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, CompactLayer) or super().is_leaf_module(module, name)
+        return is_compact(module) or super().is_leaf_module(module, name)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
@@ -113,19 +118,44 @@ def trace(module: nn.Module, constants: Mapping[str, Any] | None = None) -> fx.G
         Exception: whatever tracing raises where the forward is not a fixed graph; ``UnfaithfulError`` where the graph
             would leave something out.
     """
+    watch = Watch(module)
+    tracer, changed, error = _run(module, watch, constants)
+    if error is not None:
+        raise error
+    if watch.computes:
+        raise UnfaithfulError("its forward computes from its parameters, not as attributes of modules")
+    if changed:
+        raise UnfaithfulError(f"its forward {changed}")
+    if any(id(child._parameters.get("weight")) in watch.read for child in module.modules() if is_compact(child)):
+        raise UnfaithfulError("its forward reads the weight of a compact layer")
+    return fx.GraphModule(module, tracer.graph, type(module).__name__)
+
+
+def parameters_read(module: nn.Module) -> tuple[set[int], bool]:
+    """Identities of the parameters that a forward reads itself, as far as it can be traced, and whether to its end."""
+    watch = Watch(module)
+    error = _run(module, watch, None)[-1]
+    return watch.read, error is None
+
+
+def _run(module: nn.Module, watch: Watch, constants: Mapping[str, Any] | None) -> tuple[Tracer, str, Exception | None]:
+    """Runs a forward on stand-ins: what has traced it, what was not as before, and what was raised, if so."""
+    tracer, failure = Tracer(), None
     with LOCK:
         before = _Before(module)
         _here.tracing = True
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), watch:
                 warnings.filterwarnings("ignore", message="Was not able to add assertion")
-                graph = Tracer().trace(module, dict(constants) if constants else None)
+                tracer.trace(module, dict(constants) if constants else None)
+        except Exception as error:  # the user's forward may raise anything
+            failure = error
         finally:
             _here.tracing = False
             changed = before.restore()
-    if changed:
-        raise UnfaithfulError(f"its forward {changed}")
-    return fx.GraphModule(module, graph, type(module).__name__)
+    if hasattr(tracer, "graph"):
+        watch.add_graph(tracer.graph, module)
+    return tracer, changed, failure
 
 
 def modes() -> tuple[Any, ...]:
@@ -176,7 +206,7 @@ def _containers(module: nn.Module) -> list[Any]:
     """Attributes of the modules inside, containers and plain objects in them, and so on: whatever can be written to."""
     waiting = deque((vars(owner), 0) for owner in module.modules())
     # Other threads that run a compact layer make its regions.
-    closed = {id(vars(owner)) for owner in module.modules() if isinstance(owner, CompactLayer)}
+    closed = {id(vars(owner)) for owner in module.modules() if is_compact(owner)}
     found: dict[int, Any] = {}
     while waiting and len(found) < MOST_CONTAINERS:
         container, depth = waiting.popleft()

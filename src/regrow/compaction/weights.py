@@ -218,7 +218,7 @@ class _Scatter(torch.autograd.Function):
         ctx.saved_tensors  # noqa: B018  # raises where they are not what they were
         own = gather(gradients[0], ctx.indices)
         if weight.dense_gradient is not None:
-            weight.dense_gradient.add(gradients[0], own)
+            weight.dense_gradient.add(gradients[0].contiguous(), own)
         return own, None
 
 
