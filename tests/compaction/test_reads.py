@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from nets import batch, sgd
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -143,6 +144,33 @@ def test_what_a_forward_reads_is_the_dense_weight(kind: type[Net], read: Read) -
     stays = [isinstance(layer, CompactLayer) for layer in other.children()]
     assert all(stays) if kind is not Net else not all(stays)
     assert ("reads its weight" in str(others)) == (kind is Net)
+
+
+class Checkpointed(nn.Module):
+    """Branches on data, and computes its middle twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(12, 24), nn.Linear(16, 5)
+        self.block = nn.Sequential(nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if bool(x.sum() > 1e9):
+            return self.head(x.new_zeros(len(x), 16))
+        x = torch.utils.checkpoint.checkpoint(self.block, F.relu(self.first(x)), use_reentrant=False)
+        return self.head(x)
+
+
+def test_what_is_computed_again_in_the_backward_pass_is_the_same() -> None:
+    states = []
+    for storage in ("dense", "compact"):
+        torch.manual_seed(0)
+        model = Checkpointed()
+        regrow.attach(model, sgd(model), regrow.static(sparsity=0.7), storage=storage)  # type: ignore[arg-type]
+        for _ in range(2):
+            model(batch(0)[0]).square().sum().backward()
+        states.append([model.first.bias.grad, model.block[0].bias.grad])
+    torch.testing.assert_close(states[1], states[0], rtol=1e-4, atol=1e-5)
 
 
 def hooked(net: Net, x: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ class GraphForward:
         self.plans, self.regions = {}, []
 
     def _plan(self, key: Any, args: Any, kwargs: Mapping[str, Any]) -> _Plan:
-        with LOCK:
+        with LOCK, aside():
             if key not in self.plans:  # else another thread has cut it meanwhile
                 plan = self._cut(args, kwargs)
                 while len(self.plans) >= MOST_PLANS:
