@@ -57,16 +57,19 @@ class OtherOptimizers:
         """Masks the gradients of any step of the weights but the weight step, and what that is a part of."""
         if optimizer is self._holders.stepper or not (held := self._holders.held_by(optimizer)):
             return None
+        settled = not self._weight_step and not optimizers.only_fills_state(optimizer)
+        if settled:
+            self._attached.refuse_strays()
         if not self._holders.knows(optimizer):
             self._take_in(optimizer)
+            if settled:
+                self._attached.zero_dead([each.name for each in held])
         if self._weight_step or self._holders.encloses(optimizer):
             return None
         self._warn_if_it_replaces(optimizer)
 
         def lend() -> None:
             self._attached.check_layers()
-            if not optimizers.only_fills_state(optimizer):
-                self._attached.refuse_strays()
             layers = self._attached.layers()
             for each in held:
                 layers[each.name].lend_gradient()
@@ -105,14 +108,12 @@ class OtherOptimizers:
     def _take_in(self, optimizer: Optimizer) -> None:
         optimizers.check(optimizer)
         self._storage.check_optimizer(optimizer)
-        held = self._holders.held_by(optimizer)
-        found = obstacle(optimizer, held, self._storage.name == "compact")
+        found = obstacle(optimizer, self._holders.held_by(optimizer), self._storage.name == "compact")
         if found:
             raise RuntimeError(f"another optimizer steps sparsified weights: {found}")
         self._holders.add(optimizer)
         self._storage.take_in(optimizer)
         self._attached.listen_to_loads(optimizer)
-        self._attached.zero_dead([each.name for each in held])
 
     def _warn_if_it_replaces(self, optimizer: Optimizer) -> None:
         again, self._latest = self._latest is not None and self._latest() is optimizer, ref(optimizer)

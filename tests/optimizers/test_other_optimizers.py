@@ -9,6 +9,7 @@ import torch
 from dead import assert_same, both, check_dead, loss_of, momentum_sgd, rigl, saved_state
 from nets import batch, mlp, sgd, train
 from torch import nn
+from wrappers import Lookahead
 
 import regrow
 
@@ -113,6 +114,25 @@ def test_a_second_optimizer_brings_state_from_before_it_was_known(storage) -> No
     given = gradient if gradient.shape == mask.shape else torch.zeros(mask.shape).masked_scatter_(mask, gradient)
     torch.testing.assert_close(found, (0.9 * before + 0.1 * given) * mask, rtol=1e-5, atol=1e-7)
     check_dead(sparsifier, second)
+
+
+@both
+@pytest.mark.parametrize("known", [False, True])
+def test_what_was_loaded_without_its_masks_is_not_erased_by_another_optimizer(known, storage) -> None:
+    model = mlp()
+    sparsifier = regrow.attach(model, sgd(model), rigl(), storage=storage)
+    other = Lookahead(torch.optim.Adam(model.parameters(), lr=0.01))
+    if known:
+        train(model, other, range(1))
+    loaded = mlp(seed=1).state_dict()
+    model.load_state_dict(loaded)
+    loss_of(model, 0).backward()
+    with pytest.raises(ValueError, match="lie outside its mask"):
+        other.step()
+    assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
+    sparsifier.apply_masks(model)
+    train(model, other, range(1))
+    check_dead(sparsifier, other.base)
 
 
 @both
