@@ -76,6 +76,7 @@ def test_a_copy_of_model_and_optimizer_is_its_own(storage) -> None:
     check_dead(sparsifier, optimizer)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # from inside torch.compile
 def test_a_second_optimizer_whose_step_is_compiled() -> None:
     nets = []
     for compiled in (False, True):
