@@ -24,8 +24,8 @@ test: $(READY)  ## run the tests
 test-slurm: $(READY)  ## start a SLURM cluster of one node (as root, Debian's packages), and run a study on it
 	@$(BIN)/pytest -q --slurm tests/lab/test_slurm.py $(ARGS)
 
-test-postgres: $(READY)  ## start a PostgreSQL server (Debian's package), and run searches of eight processes on it
-	@$(BIN)/pytest -q --postgres tests/lab/test_tuning_postgres.py $(ARGS)
+test-postgres: $(READY)  ## start a PostgreSQL server (Debian's package), and run searches of four machines on it
+	@$(BIN)/pytest -q --postgres tests/lab/test_tune_postgres.py $(ARGS)
 
 sanitize: $(READY)  ## run the engine's tests on a build with AddressSanitizer and UndefinedBehaviorSanitizer (g++, cmake, ninja)
 	@$(BIN)/python -m pip install -qq --target build/tools nanobind

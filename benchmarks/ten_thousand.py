@@ -1,4 +1,4 @@
-"""What a study of 10,000 runs costs beside its training: listing, resuming, reporting, and the tuner's journal.
+"""What a study of 10,000 runs costs beside its training: listing, resuming, reporting.
 
     python benchmarks/ten_thousand.py [--runs 10000] [--folder DIR]
 
@@ -13,7 +13,6 @@ import json
 import os
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,31 +104,9 @@ def main() -> None:
             cells_of(stored)
         with timed("report: tables and figures, all of it"):
             write_report(directory)
-        journal(directory)
         files = sum(len(names) for _, _, names in os.walk(directory))
         size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
         print(f"{files:,} files, {size / 2**20:.0f} MiB")
-
-
-def journal(directory: Path) -> None:
-    import optuna
-
-    from regrow_lab.tuning.storage import open_storage
-
-    for trials in (1_000, 10_000):
-        storage = open_storage(None, directory / f"tune-{trials}", 60)
-        study = optuna.create_study(storage=storage, study_name="many", direction="maximize")
-        space = {"alpha": optuna.distributions.FloatDistribution(0.1, 0.6)}
-        done = [optuna.create_trial(params={"alpha": 0.3}, distributions=space, value=1.0) for _ in range(trials)]
-        with timed(f"journal: write {trials:,} trials"):
-            study.add_trials(done)
-        with timed(f"journal: a worker joins a search of {trials:,} trials"):
-            again = optuna.load_study(storage=open_storage(None, directory / f"tune-{trials}", 60), study_name="many")
-            assert len(again.get_trials(deepcopy=False)) == trials
-        with timed(f"TPE: one suggestion after {trials:,} trials"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            again.sampler = optuna.samplers.TPESampler(seed=0)
-            again.ask(space)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from regrow_lab.escaping import complain
 from regrow_lab.signals import exit_code, terminating
 from regrow_lab.study_command import Study, print_report
 from regrow_lab.train_command import Train
-from regrow_lab.tuning.command import Tune
+from regrow_lab.tune_command import Tune
 
 # torch takes seconds to import: only a command that needs it imports it, inside its run().
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -28,11 +29,20 @@ class Grid:
         return Grid(self.title, tuple(self.head[i] for i in kept), rows, self.notes)
 
 
-def to_text(grid: Grid) -> str:
-    """Lines that stand under each other; the first column to the left, numbers to the right."""
-    lines = [_padded(line, _widths(grid), "  ").rstrip() for line in (grid.head, *grid.rows)]
+def to_text(grid: Grid, width: int | None = None, whole: str = "") -> str:
+    """Lines that stand under each other; the first column to the left, numbers to the right.
+
+    In a terminal of `width` letters the last columns are left out that it has no room for, and a note says that they
+    are in the file `whole`.
+    """
+    kept, widths = len(grid.head), _widths(grid)
+    while width and kept > 1 and sum(widths[:kept]) + 2 * (kept - 1) > width:
+        kept -= 1
+    left_out = f"No room for {', '.join(grid.head[kept:])}: see {whole}." if kept < len(grid.head) else ""
+    lines = [_padded(line[:kept], widths[:kept], "  ").rstrip() for line in (grid.head, *grid.rows)]
     rule = "-" * max(map(len, lines))
-    return "\n".join([grid.title, "", lines[0], rule, *lines[1:], "", *grid.notes])
+    notes = [textwrap.fill(note, width) if width else note for note in (*grid.notes, left_out) if note]
+    return "\n".join([grid.title, "", lines[0], rule, *lines[1:], "", *notes])
 
 
 def to_markdown(grid: Grid) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -18,7 +20,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.progress import Progress as Bars
-from rich.table import Column
+from rich.table import Column, Table
 
 from regrow_files import shown
 from regrow_lab.config import RunConfig
@@ -128,6 +130,92 @@ class LiveProgress:
     def end(self) -> None:
         """See Progress."""
         self.bars.stop()
+
+
+@dataclass(frozen=True)
+class SearchRow:
+    """How far one search is, as it is shown: its trials, the best of them and its point; and its runs in numbers."""
+
+    name: str
+    trials: str
+    best: str
+    point: str
+    finished: int
+    """Runs of trials that are done with."""
+    total: int
+    """Runs of all its trials."""
+    in_hand: tuple[str, ...]
+    """Runs of trials under way, by name."""
+
+
+class SearchProgress:
+    """A table of the searches with one bar over them on a terminal, which moves with every epoch; elsewhere a line a
+    trial."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.rows: Sequence[SearchRow] = ()
+        self.parts: dict[str, float] = {}
+        columns = (BarColumn(bar_width=None), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        left = TextColumn("left")
+        # A run may take hours: the time that is left follows from all that was seen.
+        self.bars = Bars(TextColumn("runs"), *columns, left, console=console, expand=True, speed_estimate_period=1e9)
+        self.bar = self.bars.add_task("", total=None)
+        self.live = Live(get_renderable=self._picture, console=console, transient=True)
+
+    def begin(self, total: int, finished: int) -> None:
+        """See Progress."""
+        if self.console.is_terminal:
+            self.live.start()
+
+    def epoch(self, worker: int | None, run: RunConfig, row: Mapping[str, Any]) -> None:
+        """See Progress."""
+        self.parts[run.run_id] = row["epoch"] / run.total_epochs
+        self._move()
+
+    def run(self, worker: int | None, run: RunConfig, result: Mapping[str, Any]) -> None:
+        """See Progress."""
+        self.parts[run.run_id] = 1.0
+        if result["status"] == "diverged":
+            self.note(f"{run.run_id} {outcome(result)}")
+
+    def note(self, line: str) -> None:
+        """See Progress."""
+        self.console.print(shown(line), markup=False, highlight=False, soft_wrap=True)
+
+    def end(self) -> None:
+        """See Progress."""
+        self.live.stop()
+
+    def trial(self, line: str) -> None:
+        """A trial is done with."""
+        if not self.console.is_terminal:
+            self.note(line)
+
+    def show(self, rows: Sequence[SearchRow]) -> None:
+        """So far the searches are now."""
+        self.rows = rows
+        self._move()
+
+    def _move(self) -> None:
+        begun = sum(self.parts.get(name, 0.0) for row in self.rows for name in row.in_hand)
+        finished, total = (sum(getattr(row, name) for row in self.rows) for name in ("finished", "total"))
+        self.bars.update(self.bar, completed=finished + begun, total=max(total, 1))
+
+    def _picture(self) -> Group:
+        table = Table("search", "trials", "best", "at", box=None, pad_edge=False)
+        for row in self.rows:
+            table.add_row(row.name, row.trials, row.best, row.point)
+        return Group(table, self.bars.get_renderable())
+
+
+def counted(number: int, what: str, ending: str = "s") -> str:
+    """A number of things.
+
+    >>> counted(1, "seed"), counted(2, "search", "es")
+    ('1 seed', '2 searches')
+    """
+    return f"{number} {what}{'' if number == 1 else ending}"
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +18,7 @@ from regrow_files import shown
 from regrow_lab import store
 from regrow_lab.config import RunConfig, check_seconds, data_name
 from regrow_lab.escaping import complain
-from regrow_lab.launch import Launcher, Local, Outcome, Slurm, Torchrun, WorkerError, default_workers, shard
+from regrow_lab.launch import Launcher, LauncherName, Outcome, WorkerError, launcher_for, shard
 from regrow_lab.launch.outcome import unfinished
 from regrow_lab.launch.slurm import Resources
 from regrow_lab.progress import progress_for
@@ -40,7 +42,7 @@ class Study:
     """Seeds of every setting, from 0."""
     workers: int | None = None
     """Processes, one thread each; by default one a core. On GPUs the runs that share each of them; by default 1."""
-    launcher: Literal["local", "slurm", "torchrun"] = "local"
+    launcher: LauncherName = "local"
     """Where the runs are trained: on this machine; in jobs of SLURM; or one after another, each on all `processes`."""
     shard: str | None = None
     """i/n: do only part i of n, for schedulers that the lab does not know. The parts share one folder."""
@@ -71,13 +73,14 @@ class Study:
 
     def runner(self) -> Launcher:
         """The launcher that these options describe. Raises ValueError if it cannot work here."""
-        if self.launcher == "torchrun":
-            return Torchrun(processes=self.processes, device=self.device, checkpoint_seconds=self.checkpoint_seconds)
-        on_slurm = self.launcher == "slurm"
-        usual = 1 if self.device != "cpu" else self.slurm.cpus if on_slurm else default_workers()
-        workers = usual if self.workers is None else self.workers
-        pool = Local(workers=workers, device=self.device, checkpoint_seconds=self.checkpoint_seconds)
-        return Slurm(resources=self.slurm, pool=pool) if on_slurm else pool
+        return launcher_for(
+            self.launcher,
+            workers=self.workers,
+            processes=self.processes,
+            slurm=self.slurm,
+            device=self.device,
+            checkpoint_seconds=self.checkpoint_seconds,
+        )
 
     def run(self) -> int:
         """Train what is not finished yet, then write the report."""
@@ -209,12 +212,13 @@ def print_report(directory: Path) -> None:
     """Write and print the report of a folder of runs; of a folder of studies each one's, and the page of claims."""
     from regrow_lab.report import write_report
     from regrow_lab.study_report import study_folders
-    from regrow_lab.tuning.report import is_search, write_tuning_report
+    from regrow_lab.tune_report import is_search, write_tuning_report
 
     folders = study_folders(directory)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for folder in folders or [directory]:
         try:
-            print(write_tuning_report(folder) if is_search(folder) else write_report(folder))
+            print(write_tuning_report(folder, width) if is_search(folder) else write_report(folder))
             print(f"report: {shown(folder / 'report')}")
         except ValueError as error:
             if not folders:

@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from rich.console import Console
 
 from regrow_lab import store
 from regrow_lab.config import RunConfig
-from regrow_lab.launch import Local, Outcome, WorkerError
+from regrow_lab.launch import Local, Outcome, Slurm, WorkerError
 from regrow_lab.launch import local as launching
+from regrow_lab.launch.slurm import _Watch
 from regrow_lab.progress import LiveProgress, PlainProgress, progress_for
 from regrow_lab.train import train
 
@@ -74,9 +75,16 @@ def test_many_runs_in_few_processes_and_none_twice(tmp_path: Path, monkeypatch: 
     train(RUNS[3], tmp_path / "alone", keep_weights=False)
     before = train(RUNS[0], tmp_path)
     progress = Recorder()
-    outcome = Local(workers=2).launch(RUNS, tmp_path, progress)
+    ended: list[int] = []
+
+    def more(outcome: Outcome) -> list[RunConfig]:
+        ended.append(outcome.ended)
+        return RUNS[4:] if len(ended) == 1 else []
+
+    outcome = Local(workers=2).launch(RUNS[:4], tmp_path, progress, more)
+    assert ended[-1] == 4
     assert (outcome.before, outcome.finished, outcome.diverged, outcome.failed) == (1, 4, [], {})
-    assert (progress.began, progress.ended, progress.notes) == ((5, 1), True, [])
+    assert (progress.began, progress.ended, progress.notes) == ((4, 1), True, [])
     assert sorted(progress.finished) == sorted(ids(RUNS[1:]))
     assert 1 <= len(progress.workers) <= 2
     assert os.getpid() not in progress.workers
@@ -88,6 +96,27 @@ def test_many_runs_in_few_processes_and_none_twice(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(launching, "_start", lambda *_: pytest.fail("a worker is started for nothing"))
     assert Local(workers=2).launch(RUNS, tmp_path, Recorder()).before == 5
+
+
+def test_runs_that_are_asked_for_later_get_jobs_of_slurm_too(tmp_path: Path) -> None:
+    submitted: list[list[str]] = []
+
+    class Watch(_Watch):
+        def _queue(self) -> dict[str, tuple[str, str]]:
+            return {}
+
+        def _submit(self, runs: Sequence[RunConfig]) -> None:
+            submitted.append([run.run_id for run in runs])
+            for run in runs:
+                store.run_folder(tmp_path, run).mkdir(parents=True)
+                store.write_json(store.run_folder(tmp_path, run) / "result.json", {"status": "finished"})
+
+    outcome, left = Outcome(), [RUNS[2:3], RUNS[1:2]]
+    watch = Watch(Slurm(), tmp_path, Recorder(), outcome, RUNS[:1], lambda outcome: left.pop() if left else [])
+    while watch.look():
+        pass
+    assert submitted == [[run.run_id] for run in RUNS[:3]]
+    assert outcome.finished == 3
 
 
 @pytest.fixture

@@ -74,9 +74,11 @@ class Quiet(PlainProgress):
 
 
 def test_a_run_that_cannot_be_trained_is_said_once_and_not_started(tmp_path: Path) -> None:
-    wrong = RunConfig(model="nonsense")
-    outcome = Torchrun(processes=2).launch([wrong], tmp_path, PlainProgress.__new__(Quiet))
+    wrong, later = RunConfig(model="nonsense"), [RunConfig(model="nothing")]
+    progress = PlainProgress.__new__(Quiet)
+    outcome = Torchrun(processes=2).launch([wrong], tmp_path, progress, lambda outcome: [later.pop()] if later else [])
     assert outcome.failed[wrong.run_id].startswith("unknown model 'nonsense'")
+    assert len(outcome.failed) == 2, "runs that are asked for later are taken in too"
     assert not list(tmp_path.iterdir())
 
 

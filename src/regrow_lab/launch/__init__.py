@@ -9,6 +9,7 @@ All work on the same folders: what is finished is never trained again, and a run
 imports torch.
 """
 
+from regrow_lab.launch.choice import LauncherName, launcher_for
 from regrow_lab.launch.local import Local, default_workers
 from regrow_lab.launch.outcome import Launcher, Outcome, WorkerError
 from regrow_lab.launch.shards import deal, shard
@@ -17,6 +18,7 @@ from regrow_lab.launch.torchrun import Torchrun
 
 __all__ = [
     "Launcher",
+    "LauncherName",
     "Local",
     "Outcome",
     "Slurm",
@@ -24,5 +26,6 @@ __all__ = [
     "WorkerError",
     "deal",
     "default_workers",
+    "launcher_for",
     "shard",
 ]

@@ -22,7 +22,7 @@ from typing import Any
 
 from regrow_lab import store
 from regrow_lab.config import RunConfig
-from regrow_lab.launch.outcome import CLAIMED_SECONDS, TRIES, Outcome, WorkerError, unfinished
+from regrow_lab.launch.outcome import CLAIMED_SECONDS, TRIES, More, Outcome, WorkerError, no_more, unfinished
 from regrow_lab.progress import Progress
 
 MESSAGE_SECONDS = 0.25
@@ -66,7 +66,12 @@ class Local:
         names = [f"cuda:{number}" for number in range(torch.cuda.device_count())] if every else [self.device]
         return names * self.workers
 
-    def launch(self, runs: Sequence[RunConfig], directory: Path, progress: Progress) -> Outcome:
+    @property
+    def at_a_time(self) -> int:
+        """See Launcher."""
+        return len(self.devices())
+
+    def launch(self, runs: Sequence[RunConfig], directory: Path, progress: Progress, more: More = no_more) -> Outcome:
         """See Launcher.
 
         Runs that another process has in hand are waited for, and taken over should that process die. A run whose worker
@@ -78,12 +83,12 @@ class Local:
         """
         self.check()
         pending = unfinished(runs, directory)
-        needed = frozenset(config.prerequisite.run_id for config in runs if config.prerequisite)
         outcome = Outcome(before=len(runs) - len(pending))
-        pool = _Pool(directory, self.checkpoint_seconds, progress, outcome, needed)
+        pool = _Pool(directory, self.checkpoint_seconds, progress, outcome)
         progress.begin(total=len(runs), finished=outcome.before)
         try:
-            pool.train(pending, self.devices())
+            pool.add(pending)
+            pool.train(self.devices(), more)
         finally:
             pool.close()
             progress.end()
@@ -112,27 +117,25 @@ class _Worker:
 
 
 class _Pool:
-    def __init__(
-        self,
-        directory: Path,
-        checkpoint_seconds: float,
-        progress: Progress,
-        outcome: Outcome,
-        needed: frozenset[str],
-    ) -> None:
+    def __init__(self, directory: Path, checkpoint_seconds: float, progress: Progress, outcome: Outcome) -> None:
         self.arguments = (directory, checkpoint_seconds)
         self.progress = progress
         self.outcome = outcome
-        self.needed = needed  # runs that leave their weights, as others start from them
+        self.needed: set[str] = set()  # runs that leave their weights, as others start from them
         self.workers: list[_Worker] = []
         self.queue: deque[RunConfig] = deque()
         self.deaths: Counter[str] = Counter()
         self.stillborn = 0
         self.waited_for: set[str] = set()
 
-    def train(self, runs: Sequence[RunConfig], devices: Sequence[str]) -> None:
-        """Hand out the runs to a worker on each of the devices until none is left."""
+    def add(self, runs: Sequence[RunConfig]) -> None:
+        """Take in runs that are to be trained."""
+        self.needed.update(config.prerequisite.run_id for config in runs if config.prerequisite)
         self.queue.extend(runs)
+
+    def train(self, devices: Sequence[str], more: More) -> None:
+        """Hand out the runs to a worker on each of the devices until none is left, and `more` knows of none."""
+        asked = 0
         while self.queue or any(worker.run for worker in self.workers):
             for device in _free(devices, [worker.device for worker in self.workers]):
                 if len(self.queue) > sum(worker.run is None for worker in self.workers):
@@ -145,6 +148,9 @@ class _Pool:
             for worker in busy:
                 if worker.connection in ready:
                     self._listen(worker)
+            if self.outcome.ended > asked:
+                asked = self.outcome.ended
+                self.add(more(self.outcome))
 
     def close(self) -> None:
         """End the workers; each writes the checkpoint of the run that it has in hand."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +30,11 @@ class Outcome:
     diverged: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def ended(self) -> int:
+        """Runs that were finished or failed now."""
+        return self.finished + len(self.failed)
+
     def count(self, run: RunConfig, result: dict[str, Any]) -> None:
         """Take in a run that was finished now."""
         self.finished += 1
@@ -50,16 +55,30 @@ class Outcome:
         return found
 
 
+More = Callable[[Outcome], Sequence[RunConfig]]
+"""Asked each time that runs have ended, with what has become of all: the runs that are to be trained besides."""
+
+
+def no_more(outcome: Outcome) -> Sequence[RunConfig]:
+    """Nothing besides: the runs of a study are known from the start."""
+    return ()
+
+
 class Launcher(Protocol):
     """Trains runs."""
+
+    @property
+    def at_a_time(self) -> int:
+        """How many runs it trains at a time."""
+        ...
 
     def check(self) -> None:
         """Raise ValueError, with the remedy, if this cannot work here. Nothing is written."""
 
-    def launch(self, runs: Sequence[RunConfig], directory: Path, progress: Progress) -> Outcome:
+    def launch(self, runs: Sequence[RunConfig], directory: Path, progress: Progress, more: More = no_more) -> Outcome:
         """Train all `runs` that are not finished under `directory`, each once, and say what became of them.
 
-        It may be killed at any moment and called again.
+        It may be killed at any moment and called again. What `more` gives while it works is trained as well.
         """
         ...
 

@@ -20,7 +20,7 @@ from regrow_files import open_file
 from regrow_lab import store
 from regrow_lab.config import RunConfig
 from regrow_lab.launch.local import Local
-from regrow_lab.launch.outcome import TRIES, Outcome, WorkerError, unfinished
+from regrow_lab.launch.outcome import TRIES, More, Outcome, WorkerError, no_more, unfinished
 from regrow_lab.launch.shards import deal
 from regrow_lab.launch.slurm_job import Share, outcome_file
 from regrow_lab.progress import Progress
@@ -95,7 +95,12 @@ class Slurm:
                 f"{', '.join(partitions)}"
             )
 
-    def launch(self, runs: Sequence[RunConfig], directory: Path, progress: Progress) -> Outcome:
+    @property
+    def at_a_time(self) -> int:
+        """See Launcher."""
+        return self.resources.jobs * self.pool.workers
+
+    def launch(self, runs: Sequence[RunConfig], directory: Path, progress: Progress, more: More = no_more) -> Outcome:
         """See Launcher.
 
         A run whose job dies is submitted again in a job of its own, three times in all; with twice the memory where the
@@ -108,7 +113,7 @@ class Slurm:
         self.check()
         directory = directory.resolve()
         outcome = Outcome(before=len(runs) - len(unfinished(runs, directory)))
-        watch = _Watch(self, directory, progress, outcome, runs)
+        watch = _Watch(self, directory, progress, outcome, runs, more)
         progress.begin(total=len(runs), finished=outcome.before)
         try:
             while watch.look():
@@ -161,13 +166,21 @@ class _Watch:
     """Sees to it that every run that is not finished has a job."""
 
     def __init__(
-        self, launcher: Slurm, directory: Path, progress: Progress, outcome: Outcome, runs: Sequence[RunConfig]
+        self,
+        launcher: Slurm,
+        directory: Path,
+        progress: Progress,
+        outcome: Outcome,
+        runs: Sequence[RunConfig],
+        more: More,
     ) -> None:
         self.launcher = launcher
         self.directory = directory
         self.progress = progress
         self.outcome = outcome
         self.left = {run.run_id: run for run in unfinished(runs, directory)}
+        self.more = more
+        self.asked = 0
         self.jobs = _recorded_jobs(directory)
         self.known_dead = set(self.jobs)  # of an earlier command: their deaths are not held against the runs
         self.alive: set[str] = set()
@@ -179,6 +192,9 @@ class _Watch:
         """Take in what has happened and submit what has no job; whether runs are left."""
         states = self._queue() if self.left else {}
         self._take_in_results()
+        if self.outcome.ended > self.asked:
+            self.asked = self.outcome.ended
+            self.left |= {run.run_id: run for run in self.more(self.outcome)}
         if not self.left or states is None:
             return bool(self.left)
         self.alive = {job for job in self.jobs if states.get(job, ("GONE", ""))[0] not in {"GONE", *ENDED}}

@@ -14,7 +14,7 @@ from regrow_files import open_file
 from regrow_lab import store
 from regrow_lab.commands import words_of
 from regrow_lab.config import RunConfig
-from regrow_lab.launch.outcome import CLAIMED_SECONDS, TRIES, Outcome, unfinished
+from regrow_lab.launch.outcome import CLAIMED_SECONDS, TRIES, More, Outcome, no_more, unfinished
 from regrow_lab.progress import Progress
 
 STOP_SECONDS = 90
@@ -44,7 +44,12 @@ class Torchrun:
             if torch.cuda.device_count() < self.processes:
                 raise ValueError(f"{self.processes} processes need as many GPUs, here are {torch.cuda.device_count()}")
 
-    def launch(self, runs: Sequence[RunConfig], directory: Path, progress: Progress) -> Outcome:
+    @property
+    def at_a_time(self) -> int:
+        """See Launcher."""
+        return 1
+
+    def launch(self, runs: Sequence[RunConfig], directory: Path, progress: Progress, more: More = no_more) -> Outcome:
         """See Launcher. A run whose processes die is started again from its checkpoint, three times in all.
 
         Runs that another process has in hand are waited for, and taken over should that process die. A run that cannot
@@ -66,7 +71,9 @@ class Torchrun:
                         waited_for.add(run.run_id)
                         progress.note(f"{claimed}: waiting for it")
                     time.sleep(CLAIMED_SECONDS)
-                elif not self._train(run, directory, progress, outcome, deaths):
+                elif self._train(run, directory, progress, outcome, deaths):
+                    pending.extend(more(outcome))
+                else:
                     pending.appendleft(run)
         finally:
             progress.end()

@@ -1,4 +1,4 @@
-"""The report of a search, from its stored runs alone: Table 4 (reference against tuned) and the contours of the trials.
+"""The report of a search, from its stored runs alone: Table 4 (reference against tuned) and a picture of the trials.
 
 Nothing here imports torch or Optuna.
 """
@@ -6,6 +6,7 @@ Nothing here imports torch or Optuna.
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import statistics
 from collections import defaultdict
@@ -13,21 +14,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.tri import Triangulation
 
+from regrow_files import shown
 from regrow_lab import grids, paper, store
 from regrow_lab.escaping import in_markdown
 from regrow_lab.grids import MISSING, Grid
+from regrow_lab.progress import counted
 from regrow_lab.store import StoredRun
+from regrow_lab.studies.table4 import NAMES
 
 PREFIX = "tune-"
 """What the name of a search begins with in study.json."""
-NAMES = {"uniform": "RigL", "erk": "RigL (ERK)"}
-LEVELS = 12
-Search = tuple[str, float]
+Problem = tuple[str, float]
 """Distribution and sparsity."""
 
 
@@ -53,7 +57,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Searched:
+class Trials:
     """The trials of one search with all their seeds, and the one at the reference point."""
 
     trials: tuple[Trial, ...]
@@ -76,9 +80,9 @@ def is_search(directory: Path) -> bool:
     return str(store.read_study(directory).get("study", "")).startswith(PREFIX)
 
 
-def searches(runs: Iterable[StoredRun], alpha: float, every: int) -> dict[Search, Searched]:
+def searches(runs: Iterable[StoredRun], alpha: float, every: int) -> dict[Problem, Trials]:
     """The trials of each search among `runs`; a search without its reference point is left out."""
-    points: dict[Search, dict[tuple[float, int], list[StoredRun]]] = defaultdict(lambda: defaultdict(list))
+    points: dict[Problem, dict[tuple[float, int], list[StoredRun]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         if run.result is not None:
             config = run.config
@@ -90,7 +94,7 @@ def searches(runs: Iterable[StoredRun], alpha: float, every: int) -> dict[Search
         whole = {point: _trial(point, same) for point, same in points[search].items() if len(same) == seeds}
         if (alpha, every) in whole:
             given_up = len(points[search]) - len(whole)
-            found[search] = Searched(tuple(whole.values()), whole[alpha, every], given_up)
+            found[search] = Trials(tuple(whole.values()), whole[alpha, every], given_up)
     return found
 
 
@@ -101,38 +105,38 @@ def _trial(point: tuple[float, int], runs: Sequence[StoredRun]) -> Trial:
     return Trial(*point, measured("validation_accuracy"), measured("test_accuracy"))
 
 
-def write_tuning_report(directory: Path) -> str:
-    """Write table4.md, table4.csv, contours.png and .pdf and report.md to the folder `report`; returns the table.
+def write_tuning_report(directory: Path, width: int | None = None) -> str:
+    """Write table4.md, table4.csv, trials.png and .pdf and report.md to the folder `report`; returns the table, at most
+    `width` wide.
 
     Raises ValueError if no search has got beyond its reference point.
     """
     runs = store.read_runs(directory)
     if not runs:
         raise ValueError(f"{directory} holds no finished run: let `regrow tune` finish some first")
-    alpha, every = _reference(directory)
-    found = searches(runs, alpha, every)
+    found = searches(runs, *_reference(directory))
     if not found:
         raise ValueError(f"{directory} has no search with a finished reference point: let `regrow tune` go on first")
     first = next(run.config for run in runs)
     table = table_4(found, f"{first['model']} on {first['data']}")
-    files = {"table4.md": f"**{in_markdown(table.title)}**\n\n{grids.to_markdown(table)}".encode()}
-    files["table4.csv"] = grids.to_csv(table).encode()
-    figure = contours(found)
-    if figure is not None:
-        files["contours.png"] = _image(figure, "png", {"Software": None})
-        files["contours.pdf"] = _image(figure, "pdf", {"CreationDate": None})
-    drawn = f"![Contours](contours.png)\n\n*{CAPTION}*\n\n" if figure else ""
+    drawn = picture(found)
     finished = [run.result for run in runs if run.result is not None]
     made = (
         f"- {len(finished)} runs, {sum(float(result['seconds']) for result in finished):.0f} s in all\n"
         f"- made from the stored runs alone; `regrow report` makes it again\n"
     )
-    page = f"# {in_markdown(table.title)}\n\n{grids.to_markdown(table)}\n{drawn}## How it was made\n\n{made}"
-    files["report.md"] = page.encode()
+    title, text, image = in_markdown(table.title), grids.to_markdown(table), f"![Trials](trials.png)\n\n*{CAPTION}*\n\n"
+    files = {
+        "table4.md": f"**{title}**\n\n{text}".encode(),
+        "table4.csv": grids.to_csv(table).encode(),
+        "trials.png": _image(drawn, "png", {"Software": None}),
+        "trials.pdf": _image(drawn, "pdf", {"CreationDate": None}),
+        "report.md": f"# {title}\n\n{text}\n{image}## How it was made\n\n{made}".encode(),
+    }
     (directory / "report").mkdir(exist_ok=True)
     for name, content in files.items():
         store.write_whole(directory / "report" / name, partial(_write, content))
-    return grids.to_text(table)
+    return grids.to_text(table, width, shown(directory / "report" / "table4.md"))
 
 
 def _reference(directory: Path) -> tuple[float, int]:
@@ -145,7 +149,7 @@ def _reference(directory: Path) -> tuple[float, int]:
     )
 
 
-def table_4(found: Mapping[Search, Searched], what: str) -> Grid:
+def table_4(found: Mapping[Problem, Trials], what: str) -> Grid:
     """Reference against tuned, by distribution and sparsity, beside what the paper printed."""
     rows = []
     for (distribution, sparsity), search in found.items():
@@ -177,87 +181,62 @@ def table_4(found: Mapping[Search, Searched], what: str) -> Grid:
         tuple(rows),
         (
             f"Reference: alpha {search.reference.alpha:g}, dT {search.reference.every} steps. Accuracy: test, percent, "
-            f"mean ± sample standard deviation over {_counted(len(search.reference.test), 'seed')}.",
+            f"mean ± sample standard deviation over {counted(len(search.reference.test), 'seed')}.",
             "Tuned: the trial with the best mean validation accuracy. Gain: test accuracy over the reference, in "
             "points; gain val.: the same on the validation data that chose it.",
-            *((f"Given up, or not finished: {_counted(given_up, 'point')}.",) if given_up else ()),
+            *((f"Given up, or not finished: {counted(given_up, 'point')}.",) if given_up else ()),
             "Paper: WRN-22-2 on CIFAR-10, Table 4.",
         ),
     )
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
 CAPTION = (
-    "Mean validation accuracy over the trials (linear between them). Dots: trials; star: reference; diamond: best. "
-    "After the supplementary's Figure 1."
+    "Mean validation accuracy of the trials, on one scale. Dots: trials; star: reference; diamond: best. After the "
+    "supplementary's Figure 1."
 )
 
 
-def contours(found: Mapping[Search, Searched]) -> Figure | None:
-    """Validation accuracy over alpha and dT, a panel a search; None where no search has enough trials for an area."""
-    drawable = {key: search for key, search in found.items() if _triangulation(search) is not None}
-    if not drawable:
-        return None
-    distributions = list(dict.fromkeys(key[0] for key in drawable))
-    sparsities = sorted({key[1] for key in drawable}, reverse=True)
-    figure = Figure(figsize=(1.2 + 3.4 * len(sparsities), 0.9 + 2.9 * len(distributions)), layout="constrained")
-    all_axes = figure.subplots(len(distributions), len(sparsities), squeeze=False)
-    handles = {}
-    for row, distribution in enumerate(distributions):
-        for column, sparsity in enumerate(sparsities):
-            axes = all_axes[row][column]
-            if (distribution, sparsity) not in drawable:
-                axes.set_visible(False)
-                continue
-            search = drawable[distribution, sparsity]
-            triangulation = _triangulation(search)
-            assert triangulation is not None
-            scores = [trial.score for trial in search.trials]
-            drawn = axes.tricontourf(triangulation, scores, levels=LEVELS, cmap="viridis")
-            figure.colorbar(drawn, ax=axes, format="%.2f", ticks=drawn.levels[::3])
-            dots = axes.plot([t.alpha for t in search.trials], [t.every for t in search.trials], "k.", markersize=4)
-            best, reference = search.best, search.reference
-            look = {"markeredgecolor": "black", "linestyle": "none", "zorder": 5}
-            star = axes.plot(
-                [reference.alpha], [reference.every], marker="*", markersize=14, markerfacecolor="white", **look
-            )
-            diamond = axes.plot([best.alpha], [best.every], marker="D", markersize=8, markerfacecolor="#d55e00", **look)
-            handles = {"trial": dots[0], "reference": star[0], "best": diamond[0]}
-            axes.set_title(f"{NAMES.get(distribution, distribution)}, S = {sparsity:g}", fontsize=10)
-            axes.use_sticky_edges = False
-            axes.margins(0.06)
-            axes.set_xlabel("alpha")
-            axes.set_ylabel("dT (steps)")
-    figure.suptitle("Mean validation accuracy in percent", fontsize=11)
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3, frameon=False)
+def picture(found: Mapping[Problem, Trials]) -> Figure:
+    """Every trial at its alpha and dT, coloured by its validation accuracy: a panel a search, one scale for all."""
+    rows, columns = list(dict.fromkeys(key[0] for key in found)), sorted({key[1] for key in found}, reverse=True)
+    figure = Figure(figsize=(1.6 + 2.3 * len(columns), 1.4 + 1.9 * len(rows)), layout="constrained")
+    panels = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey=True)
+    scores = [trial.score for search in found.values() for trial in search.trials]
+    middle, best = statistics.median(scores), max(scores)
+    # What diverged or nearly so would leave one colour to all others: it shares the lowest.
+    low = max(min(scores), middle - 4 * (best - middle) - 0.1)
+    look = {"cmap": "viridis", "norm": Normalize(low, max(best, low + 0.1)), "edgecolors": "black"}
+    handles: dict[str, PathCollection] = {}
+    for key, axes in ((key, panels[rows.index(key[0])][columns.index(key[1])]) for key in found):
+        search = found[key]
+        others = [trial for trial in search.trials if trial not in (search.best, search.reference)]
+        handles["trial"] = _scatter(axes, others, s=36, linewidths=0.6, **look)
+        handles["reference"] = _scatter(axes, [search.reference], s=190, marker="*", linewidths=1.2, **look)
+        ring = look | {"edgecolors": "#d55e00"}
+        handles["best"] = _scatter(axes, [search.best], s=80, marker="D", linewidths=2, **ring)
+        axes.set_title(f"{NAMES.get(key[0], key[0])}, S = {key[1]:g}", fontsize=10)
+        axes.margins(0.1)
+    for row, column in itertools.product(range(len(rows)), range(len(columns))):
+        panels[row][column].set_visible((rows[row], columns[column]) in found)
+        panels[row][column].label_outer()
+    figure.supxlabel("alpha", fontsize=10)
+    figure.supylabel("dT (steps)", fontsize=10)
+    bar = figure.colorbar(handles["trial"], ax=panels, extend="min" if low > min(scores) else "neither")
+    bar.set_label("mean validation accuracy (%)")
+    figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=3, frameon=False)
     return figure
 
 
-def _triangulation(search: Searched) -> Triangulation | None:
-    """Triangles between the trials; None where all lie on one line."""
-    alphas, intervals = [trial.alpha for trial in search.trials], [float(trial.every) for trial in search.trials]
-    if len(search.trials) < 4:
-        return None
-    try:
-        # Where a point's neighbours are must not depend on the units of the axes.
-        found = Triangulation(_scaled(alphas), _scaled(intervals))
-    except (RuntimeError, ZeroDivisionError):
-        return None
-    return Triangulation(alphas, intervals, found.triangles)
+def _scatter(axes: Axes, trials: Sequence[Trial], **look: Any) -> PathCollection:
+    places = [trial.alpha for trial in trials], [trial.every for trial in trials]
+    return axes.scatter(*places, c=[trial.score for trial in trials], zorder=3, **look)
 
 
-def _scaled(values: Sequence[float]) -> list[float]:
-    return [(value - min(values)) / (max(values) - min(values)) for value in values]
+def _write(content: bytes, file: IO[bytes]) -> None:
+    file.write(content)
 
 
 def _image(figure: Figure, kind: str, metadata: Mapping[str, None]) -> bytes:
     content = io.BytesIO()
     figure.savefig(content, format=kind, dpi=150, metadata=dict(metadata))
     return content.getvalue()
-
-
-def _write(content: bytes, file: IO[bytes]) -> None:
-    file.write(content)
