@@ -17,6 +17,8 @@ import torch
 from doors import DOORS, net, run_folder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from regrow_lab.tuning.errors import SearchError
+from regrow_lab.tuning.journal import Journal
 from traps import TRAPS, within
 
 import regrow
@@ -31,8 +33,6 @@ from regrow_lab.data.sets import IMAGE_SETS
 from regrow_lab.data.source import Decoded, Source, md5_of
 from regrow_lab.launch import slurm
 from regrow_lab.origin import Origin
-from regrow_lab.tuning.errors import SearchError
-from regrow_lab.tuning.journal import Journal
 
 EXTREMES = (
     b"\0" * 8,
