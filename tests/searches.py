@@ -68,7 +68,7 @@ class Instant:
             assert not store.is_finished(folder), "nothing is trained twice"
             score = self.score(run)
             result = {"status": "finished" if score else "diverged", "diverged_at": None if score else 3}
-            result |= {"test_accuracy": score, "validation_accuracy": score, "seconds": 1.0}
+            result |= {"test_accuracy": score, "validation_accuracy": score, "train_ratio": 1.0, "seconds": 1.0}
             folder.mkdir(parents=True, exist_ok=True)
             store.write_config(folder, run)
             store.write_json(folder / "result.json", result)

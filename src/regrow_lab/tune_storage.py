@@ -97,7 +97,7 @@ def open_storage(address: URL, heartbeat_seconds: int) -> RDBStorage:
                         "and the same command goes on from the runs that are finished"
                     ) from None
                 raise ValueError(f"the database {_shown(address)} cannot be used: {why}") from None
-            time.sleep(1)
+            time.sleep(0.2 if is_file else 1)
     raise AssertionError
 
 

@@ -109,7 +109,9 @@ def test_runs_that_are_asked_for_later_get_jobs_of_slurm_too(tmp_path: Path) -> 
             submitted.append([run.run_id for run in runs])
             for run in runs:
                 store.run_folder(tmp_path, run).mkdir(parents=True)
-                store.write_json(store.run_folder(tmp_path, run) / "result.json", {"status": "finished"})
+                result = {"status": "finished", "test_accuracy": 90.0, "diverged_at": None}
+                result |= {"train_ratio": 1.0, "seconds": 1.0}
+                store.write_json(store.run_folder(tmp_path, run) / "result.json", result)
 
     outcome, left = Outcome(), [RUNS[2:3], RUNS[1:2]]
     watch = Watch(Slurm(), tmp_path, Recorder(), outcome, RUNS[:1], lambda outcome: left.pop() if left else [])
