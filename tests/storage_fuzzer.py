@@ -3,10 +3,11 @@
     REGROW_COMPACT=engine python tests/storage_fuzzer.py [--first 0] [--number 2000] [SEED ...]
 
 A net, its loop and its recipe are functions of the seed. Beside the two storages trains the yardstick: the dense net
-with weights changed by 1.35 eps, in float64 a relative 3e-16, and five more, in which the inputs of every layer are
-changed as well. What the storages differ by counts where it is far beyond what that
-changes. At an update masks may part where the scores are as good as equal; nothing after it is comparable then. Prints
-a line for each seed that is not simply the same, and the counts of all outcomes; exits 1 if one differs.
+with weights changed by a relative 3e-16 in float64, and five more (50 more before a difference is reported), in which
+the inputs of every layer are changed as well. What the storages differ by counts where it is far
+beyond what that changes. At an update masks may part where the scores are as good as equal, or where those of a
+yardstick part too; nothing after it is comparable then. Prints a line for each seed that is not simply the same, and
+the counts of all outcomes; exits 1 if one differs.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import json
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -26,14 +27,22 @@ from torch.nn import functional as F
 import regrow
 
 UPDATES = 3
-YARDSTICKS = 6
-FACTOR = 1000.0
-"""So many times what the yardstick shows is still rounding: sums of other orders round at every term of them."""
+YARDSTICKS = (6, 50)
+"""So many at first, and so many more before a difference is reported: what is 0 but for rounding shows itself as such
+only where a sign happens to change."""
+ROUNDED = 1.35
+"""So many eps the weights of a yardstick are changed by, in float64 a relative 3e-16."""
+SUMMED = 16.0
+"""So many eps the inputs of its layers are changed by: what the order of some hundred terms does to their sum."""
+FACTOR = 100.0
+"""So many times what the yardsticks show is still rounding."""
 FLOOR = {torch.float64: 1e-10, torch.float32: 1e-4}
 """A relative difference below it is rounding in any case."""
 CANCELLED = 0.1
 """A gradient that is so much smaller than the largest may be 0 but for rounding (a bias before a norm, a norm of what
 is the same for the whole batch): its differences are held to this share of the largest."""
+AFTER = ("state ", "evaluated")
+"""What is seen after an update, and says nothing where its masks part."""
 
 
 # The net
@@ -271,13 +280,13 @@ def train(known: Case, storage: Any, perturbed: int = 0) -> list[Moment]:
     """
     model, generator = net(known), torch.Generator().manual_seed(perturbed)
 
-    def rounded(values: Tensor) -> Tensor:
+    def rounded(values: Tensor, by: float = SUMMED) -> Tensor:
         signs = torch.randint(2, values.shape, generator=generator) * 2 - 1
-        return values * (1 + 1.35 * torch.finfo(known.dtype).eps * signs.to(known.dtype))
+        return values * (1 + by * torch.finfo(known.dtype).eps * signs.to(known.dtype))
 
     if perturbed:
         for parameter in model.parameters():
-            parameter.data = rounded(parameter.data)
+            parameter.data = rounded(parameter.data, ROUNDED)
     for module in model.modules() if perturbed > 1 else ():
         if module._parameters:
             module.register_forward_pre_hook(lambda _, inputs: tuple(map(rounded, inputs)))
@@ -326,10 +335,14 @@ def _recorded(ask: Callable[[], Tensor | None], growth: dict[str, Tensor], name:
 
 
 def compare(seed: int) -> dict[str, Any]:
-    """The outcome of a seed: "same", "tie", "ill-conditioned", "too sparse" or "differs", and where."""
+    """The outcome of a seed: "same", "tie", "ill-conditioned", "too sparse", "no gradient" or "differs", and where."""
     known = case(seed)
     try:
         dense = train(known, "dense")
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        return {"seed": seed, "outcome": "no gradient"}  # torch refuses the dense net too
     except ValueError as error:
         if "each needs one" in str(error):  # weight
             return {"seed": seed, "outcome": "too sparse"}
@@ -338,9 +351,12 @@ def compare(seed: int) -> dict[str, Any]:
         known = replace(known, batches=tuple(max(2, size) for size in known.batches))
         dense = train(known, "dense")
     compact = train(known, "compact")
-    found = _outcome(known, dense, compact, [])
-    if found["outcome"] == "differs":
-        found = _outcome(known, dense, compact, [train(known, "dense", 1 + number) for number in range(YARDSTICKS)])
+    yardsticks: list[list[Moment]] = []
+    found = _outcome(known, dense, compact, yardsticks)
+    for more in YARDSTICKS:
+        if found["outcome"] == "differs":
+            yardsticks += [train(known, "dense", 1 + len(yardsticks) + number) for number in range(more)]
+            found = _outcome(known, dense, compact, yardsticks)
     return {"seed": seed, "recipe": known.recipe.name, "dtype": str(known.dtype), **found}
 
 
@@ -349,21 +365,42 @@ def _outcome(
 ) -> dict[str, Any]:
     """What the first difference is that counts."""
     for step, (one, other) in enumerate(zip(dense, compact, strict=True)):
-        largest = max(float(value.abs().amax()) for name, value in one.gradients().items())
-        for name, value in one.everything().items():
-            size = max(float(value.abs().amax()), CANCELLED * largest if name in one.gradients() else 0.0)
-            difference = _difference(value, other.everything()[name], size)
-            seen = [_difference(value, each[step].everything()[name], size) for each in yardsticks]
-            if not difference <= FACTOR * max(seen, default=0.0) + FLOOR[known.dtype]:
-                return {"step": step, "outcome": "differs", "what": name, "difference": difference, "yardsticks": seen}
-        parted = [name for name, mask in one.masks.items() if not torch.equal(mask, other.masks[name])]
-        judged = [{"step": step, **_parting(one, other, name, FLOOR[known.dtype])} for name in parted]
-        if judged:
-            return min(judged, key=lambda each: ("differs", "ill-conditioned", "tie").index(each["outcome"]))
-        for each in yardsticks:
-            if not all(torch.equal(each[step].masks[name], mask) for name, mask in one.masks.items()):
-                return {"step": step, "outcome": "ill-conditioned", "what": "masks of a yardstick"}
+        beside, partings = [each[step] for each in yardsticks], []
+        before = [name for name in one.everything() if not name.startswith(AFTER)]
+        after = [name for name in one.everything() if name.startswith(AFTER)]
+        found = _difference_that_counts(known, one, other, beside, before)
+        if found is not None:
+            return {"step": step, **found}
+        unsure = [n for n, mask in one.masks.items() if not all(torch.equal(each.masks[n], mask) for each in beside)]
+        for name, mask in one.masks.items():
+            if not torch.equal(mask, other.masks[name]):
+                judged = _parting(one, other, name, FLOOR[known.dtype])
+                if judged["outcome"] == "differs" and name in unsure:
+                    judged["outcome"] = "ill-conditioned"
+                partings.append(judged)
+        if partings:
+            order = ("differs", "ill-conditioned", "tie")
+            return {"step": step, **min(partings, key=lambda each: order.index(each["outcome"]))}
+        if unsure:
+            return {"step": step, "outcome": "ill-conditioned", "what": f"mask {unsure[0]} of a yardstick"}
+        found = _difference_that_counts(known, one, other, beside, after)
+        if found is not None:
+            return {"step": step, **found}
     return {"outcome": "same"}
+
+
+def _difference_that_counts(
+    known: Case, one: Moment, other: Moment, beside: Sequence[Moment], names: Iterable[str]
+) -> dict[str, Any] | None:
+    largest = max(float(value.abs().amax()) for value in one.gradients().values())
+    for name in names:
+        values = one.everything()[name]
+        size = max(float(values.abs().amax()), CANCELLED * largest if name in one.gradients() else 0.0)
+        difference = _difference(values, other.everything()[name], size)
+        seen = [_difference(values, each.everything()[name], size) for each in beside]
+        if not difference <= FACTOR * max(seen, default=0.0) + FLOOR[known.dtype]:
+            return {"outcome": "differs", "what": name, "difference": difference, "yardsticks": seen[: YARDSTICKS[0]]}
+    return None
 
 
 def _parting(dense: Moment, compact: Moment, name: str, floor: float) -> dict[str, Any]:
@@ -411,7 +448,7 @@ def main() -> int:
         except Exception as error:
             found = {"seed": seed, "outcome": "raised", "error": f"{type(error).__name__}: {error}"}
         outcomes[found["outcome"]] += 1
-        if found["outcome"] not in ("same", "too sparse"):
+        if found["outcome"] not in ("same", "too sparse", "no gradient"):
             print(json.dumps(found), flush=True)
     print(json.dumps(dict(outcomes)))
     return int(outcomes["differs"] + outcomes["raised"] > 0)

@@ -13,6 +13,16 @@ def test_both_storages_train_a_random_net_alike(runs_engine: None, seed: int) ->
     assert compare(seed)["outcome"] in ("same", "tie", "ill-conditioned")
 
 
+RULES = {358: "ill-conditioned", 482: "ill-conditioned", 725: "ill-conditioned", 712: "no gradient"}
+"""Of batch norms behind what is the same for a whole batch, all but the last: their output is 0 up to rounding, whose
+sign a ReLU makes visible. torch refuses the last in dense storage too."""
+
+
+@pytest.mark.parametrize("seed", RULES)
+def test_what_rounding_does_to_a_net_is_no_difference_between_storages(runs_engine: None, seed: int) -> None:
+    assert compare(seed)["outcome"] == RULES[seed]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(100, 200, 10))
 def test_many_random_nets(runs_engine: None, first: int) -> None:
