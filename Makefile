@@ -32,7 +32,7 @@ sanitize: $(READY)  ## run the engine's tests on a build with AddressSanitizer a
 	@PYTHONPATH=build/tools cmake -G Ninja -B build/sanitize -DREGROW_SANITIZE=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) . > /dev/null
 	@ninja -C build/sanitize
 	@LD_PRELOAD="$(foreach l,asan ubsan stdc++,$(shell g++ -print-file-name=lib$(l).so))" \
-	  ASAN_OPTIONS=detect_leaks=0 $(BIN)/python tests/sanitized.py build/sanitize -q tests/compaction $(ARGS)
+	  ASAN_OPTIONS=detect_leaks=0 $(BIN)/python tests/support/sanitized.py build/sanitize -q tests/compaction $(ARGS)
 
 lint: $(READY)  ## check style and formatting (ruff)
 	@$(BIN)/ruff check

@@ -19,7 +19,7 @@ from throughput import write_random_cifar
 
 from regrow_lab.config import RunConfig
 from regrow_lab.launch import Local
-from regrow_lab.progress import PlainProgress
+from regrow_lab.launch.progress import PlainProgress
 
 EPOCHS = 250
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from regrow_lab import store
 from regrow_lab.config import RunConfig
 from regrow_lab.launch import Local
-from regrow_lab.progress import PlainProgress
+from regrow_lab.launch.progress import PlainProgress
+from regrow_lab.store import folders
 from regrow_lab.studies import study_runs
 
 
@@ -28,7 +28,7 @@ def measure(runs: list[RunConfig], workers: int) -> tuple[float, float]:
         outcome = Local(workers=workers).launch(runs, Path(folder), PlainProgress(Console(quiet=True)))
         wall = time.perf_counter() - began
         assert outcome.finished == len(runs)
-        return wall, sum((run.result or {})["seconds"] for run in store.read_runs(Path(folder)))
+        return wall, sum((run.result or {})["seconds"] for run in folders.read_runs(Path(folder)))
 
 
 def main() -> None:

@@ -30,16 +30,20 @@ PROMISES = {
         "tests/conformance/test_models.py"
     ),
     "the same in compact storage": "tests/compaction/test_storage.py",
-    "strict names what something else wrote; replaced weights and copies are refused": ("tests/test_strict.py"),
+    "strict names what something else wrote; replaced weights and copies are refused": (
+        "tests/training/test_strict.py"
+    ),
     "long and large: soak, plans without memory, counts beyond 2^31": "tests/conformance/test_large.py",
-    "DDP: masks bit-identical on 2 and 4 ranks; parts of a batch give the whole batch's masks": "tests/test_ranks.py",
-    "FSDP2 equals DDP; checkpoints go on on another number of ranks": "tests/test_ranks_fsdp.py",
-    "a rank that dies ends the job, the next start goes on": "tests/test_ranks_death.py",
+    "DDP: masks bit-identical on 2 and 4 ranks; parts of a batch give the whole batch's masks": (
+        "tests/storage/test_ranks.py"
+    ),
+    "FSDP2 equals DDP; checkpoints go on on another number of ranks": "tests/storage/test_ranks_fsdp.py",
+    "a rank that dies ends the job, the next start goes on": "tests/training/test_ranks_death.py",
     "the same of one run under torchrun, in a line": "tests/lab/test_lost_ranks.py",
     "killed or with a full disk at any moment, a run ends bit-identical": "tests/lab/test_faults.py",
     "SIGTERM and Ctrl-C leave a checkpoint": "tests/lab/test_signals.py",
     "a checkpoint that is cut, flipped, of another run or version is refused by name": "tests/lab/test_checkpoint.py",
-    "a sparsifier's state likewise, and nothing has changed then": "tests/test_state.py",
+    "a sparsifier's state likewise, and nothing has changed then": "tests/training/test_state.py",
     "damaged and hostile files are read or refused, never executed": "tests/lab/test_hostile.py",
     "two processes on one folder share the work; a dead one frees its run": "tests/lab/test_launch.py",
     "shards of a study meet in one folder": "tests/lab/test_shards.py",
@@ -65,7 +69,7 @@ def tested(slow: bool) -> Iterable[str]:
 def faults(number: int) -> Iterable[str]:
     """A line for each kind of fault."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "tests/faults.py", folder, "--faults", str(number)]
+        command = [sys.executable, "tests/support/faults.py", folder, "--faults", str(number)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if not done.stdout:
         sys.exit(f"the campaign of faults did not come to its end:\n{done.stderr[-3000:]}")
@@ -81,7 +85,7 @@ def faults(number: int) -> Iterable[str]:
 
 def fuzzed(seconds: int) -> Iterable[str]:
     """A line for each kind of file."""
-    command = [sys.executable, "tests/fuzz.py", "--runs", "10000000", "--seconds", str(seconds)]
+    command = [sys.executable, "tests/support/fuzz.py", "--runs", "10000000", "--seconds", str(seconds)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     print(done.stdout, done.stderr[-2000:], flush=True)
     yield "| file | tried | broke something |"

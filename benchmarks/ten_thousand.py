@@ -16,12 +16,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from regrow_lab import store
 from regrow_lab.config import RunConfig
 from regrow_lab.launch import deal
 from regrow_lab.launch.outcome import unfinished
-from regrow_lab.report import write_report
-from regrow_lab.study_report import cells_of
+from regrow_lab.report.folder_report import write_report
+from regrow_lab.report.study_report import cells_of
+from regrow_lab.store import folders
 
 SEEDS = 5
 METHODS = ("rigl", "set", "static", "snfs")
@@ -42,7 +42,7 @@ def runs_of(number: int) -> list[RunConfig]:
 
 def make(directory: Path, runs: list[RunConfig]) -> None:
     for number, run in enumerate(runs):
-        folder = store.run_folder(directory, run)
+        folder = folders.run_folder(directory, run)
         folder.mkdir(parents=True)
         rows = [
             {"epoch": epoch, "step": 21 * epoch, "train_loss": 1 / epoch, "sparsity": run.sparsity}
@@ -99,7 +99,7 @@ def main() -> None:
         with timed("deal out to 64 jobs"):
             deal(runs, 64)
         with timed("list: read every config, result and line of metrics"):
-            stored = store.read_runs(directory)
+            stored = folders.read_runs(directory)
         with timed(f"summarise into {options.runs // SEEDS:,} cells"):
             cells_of(stored)
         with timed("report: tables and figures, all of it"):

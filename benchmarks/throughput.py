@@ -108,7 +108,7 @@ def plain_loop(model: nn.Module, workers: int) -> Loop:
 def lab_loop(model: str, **fields: Any) -> Loop:
     """The lab's own loop."""
     from regrow_lab.config import RunConfig
-    from regrow_lab.training import Training
+    from regrow_lab.run.training import Training
 
     training = Training(
         RunConfig(

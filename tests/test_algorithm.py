@@ -10,12 +10,12 @@ from torch import Tensor
 
 import regrow
 from regrow.algorithm import Algorithm, grids, initial_masks, next_mask, unit_counts, updated_masks
-from regrow.distributions import total_alive
 from regrow.layers import Layer
-from regrow.patterns import channels, output_blocks, unstructured
-from regrow.schedules import Constant
-from regrow.scores import Evidence, gradient_magnitude
-from regrow.threshold import select
+from regrow.parts.distributions import total_alive
+from regrow.parts.patterns import channels, output_blocks, unstructured
+from regrow.parts.schedules import Constant
+from regrow.parts.scores import Evidence, gradient_magnitude
+from regrow.parts.topk import select
 
 # Few distinct values, so that ties are the rule and not the exception.
 VALUES = st.lists(st.integers(-2, 2).map(float), min_size=1, max_size=60)
@@ -184,7 +184,7 @@ def test_a_budget_that_falls_and_grows_is_met_exactly(
         name="course",
         sparsity=Course((0.5, *course)),
         distribute=regrow.erk if pattern == "weights" else regrow.uniform,
-        initial=None if starts_dense else regrow.scores.random,
+        initial=None if starts_dense else regrow.parts.scores.random,
         grow=gradient_magnitude,
         fraction=Constant(share),
         redistribute=gradient_magnitude if redistribute else None,
@@ -263,7 +263,7 @@ def test_a_sparsity_that_falls_where_nothing_grows_is_refused(scope) -> None:
     with pytest.raises(ValueError, match=r"falls from 0\.8 to 0\.5 at step 40, and nothing grows"):
         regrow.attach(model, torch.optim.SGD(model.parameters(), 0.1), falling)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    growing = replace(falling, grow=regrow.scores.random)
+    growing = replace(falling, grow=regrow.parts.scores.random)
     assert regrow.attach(model, torch.optim.SGD(model.parameters(), 0.1), growing).sparsity == 0
 
 

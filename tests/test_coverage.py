@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import regrow
-from regrow.coverage import dense_weights
+from regrow.training.coverage import dense_weights
 
 
 class OwnLinear(nn.Module):

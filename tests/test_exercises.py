@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import regrow
-from regrow.schedules import Cosine
+from regrow.parts.schedules import Cosine
 
 W0 = torch.tensor([[0.5, -0.3], [0.1, 0.8]])
 INPUT, TARGET = torch.ones(1, 2), torch.tensor([[0.0, 1.0]])

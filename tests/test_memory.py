@@ -12,7 +12,7 @@ from nets import batch
 from torch import Tensor, nn
 
 import regrow
-from regrow.memory import Memory, identity, overlapping, touch
+from regrow.tied_weights import Memory, identity, overlapping, touch
 
 STORAGES = ("dense", "compact")
 

@@ -12,8 +12,8 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 
 import regrow
-from regrow.patterns import channels, output_blocks
-from regrow.state import pack
+from regrow.parts.patterns import channels, output_blocks
+from regrow.training.saved_state import pack
 
 
 def old_weight_norm(layer: nn.Module, **options: int | None) -> nn.Module:

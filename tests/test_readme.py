@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from regrow_lab import cli
+from regrow_lab.commands import cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

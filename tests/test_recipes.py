@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import regrow
-from regrow.schedules import Cosine, Cubic, Every, Once
-from regrow.scores import Need
+from regrow.parts.schedules import Cosine, Cubic, Every, Once
+from regrow.parts.scores import Need
 
 DYNAMIC = [regrow.set_, regrow.rigl, regrow.snfs, regrow.rigl_sg, regrow.rigl_sm]
 

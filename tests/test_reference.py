@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import regrow
-from regrow.scores import uniform_numbers
+from regrow.parts.scores import uniform_numbers
 
 SIZES, STEPS, EVERY, ALPHA, RATE, MOMENTUM, DECAY = (10, 14, 6), 44, 4, 0.4, 0.1, 0.9, 1e-3
 STOP, NAMES = int(0.75 * STEPS), ("0.weight", "2.weight")

@@ -1,16 +1,20 @@
 """regrow: train sparse neural networks in PyTorch. The public API, nothing else."""
 
+from regrow.accounting.flops import Flops, LayerFlops, count_flops, train_flops
+from regrow.accounting.plan import Plan, plan
+from regrow.accounting.targets import er_sparsity, flop_aware, sparsity_at_flops
 from regrow.algorithm import Algorithm
-from regrow.attach import attach
-from regrow.budgets import er_sparsity, flop_aware, sparsity_at_flops
+from regrow.channel_removal.removal import remove_dead_channels
 from regrow.compaction.convert import compact, sparse_tensors, to_dense
-from regrow.compaction.files import FileSize, load_compact, save_compact
-from regrow.connectivity import Line, error_along_line
-from regrow.distributions import er, erk, uniform
-from regrow.flops import Flops, LayerFlops, count_flops, train_flops
+from regrow.compaction.file_format import FileSize, load_compact, save_compact
 from regrow.layers import Layer, find_layers
-from regrow.patterns import Pattern, channels, output_blocks, unstructured
-from regrow.plan import Plan, plan
+from regrow.parts.distributions import er, erk, uniform
+from regrow.parts.patterns import Pattern, channels, output_blocks, unstructured
+from regrow.procedures.connectivity import Line, error_along_line
+from regrow.procedures.saliency import grasp_scores, masks_from_scores, obd_scores, snip_scores
+from regrow.procedures.small_dense import SmallDense, small_dense
+from regrow.procedures.snapshot import Snapshot
+from regrow.procedures.tickets import Ticket, iterative_pruning, prune_by_magnitude, reinitialized, shuffle_masks
 from regrow.recipes import (
     from_masks,
     gradual_pruning,
@@ -25,12 +29,8 @@ from regrow.recipes import (
     static,
     with_densities,
 )
-from regrow.removal import remove_dead_channels
-from regrow.saliency import grasp_scores, masks_from_scores, obd_scores, snip_scores
-from regrow.small_dense import SmallDense, small_dense
-from regrow.snapshot import Snapshot
-from regrow.sparsifier import Sparsifier
-from regrow.tickets import Ticket, iterative_pruning, prune_by_magnitude, reinitialized, shuffle_masks
+from regrow.training.attach import attach
+from regrow.training.sparsifier import Sparsifier
 
 __version__ = "0.1.0"
 

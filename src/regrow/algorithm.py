@@ -11,20 +11,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from regrow.distributions import Distribution, PerLayer, check_sparsity, erk, total_alive
 from regrow.layers import Layer
-from regrow.norms import covers, spare
-from regrow.patterns import Pattern, unstructured
-from regrow.redistribution import apportion
-from regrow.schedules import Constant, Cubic, Never, Schedule, Trigger
-from regrow.scores import Evidence, GivenMasks, Need, Score, magnitude
-from regrow.threshold import counts_of_largest, finite, select, sortable
+from regrow.normalized_weights import covers, spare
+from regrow.parts.distributions import Distribution, PerLayer, check_sparsity, erk, total_alive
+from regrow.parts.patterns import Pattern, unstructured
+from regrow.parts.redistribution import apportion
+from regrow.parts.schedules import Constant, Cubic, Never, Schedule, Trigger
+from regrow.parts.scores import Evidence, GivenMasks, Need, Score, magnitude
+from regrow.parts.topk import counts_of_largest, finite, select, sortable
 
 nothing = Constant(0.0)
 MOST_UPDATES = 100_000  # that a schedule of the user's own is tried at
 FALLS = (
-    ", and nothing grows in it: give it a growth score, as in dataclasses.replace(…, grow=regrow.scores.random), or a "
-    "schedule that never falls"
+    ", and nothing grows in it: give it a growth score, as in dataclasses.replace(…, grow=regrow.parts.scores.random), "
+    "or a schedule that never falls"
 )
 
 

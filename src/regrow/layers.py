@@ -9,8 +9,8 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from regrow.memory import identity, overlapping, places_of_parameters
-from regrow.norms import norm_dim
+from regrow.normalized_weights import norm_dim
+from regrow.tied_weights import identity, overlapping, places_of_parameters
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)

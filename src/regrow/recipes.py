@@ -14,11 +14,11 @@ from typing import Literal, Required, TypedDict, Unpack
 from torch import Tensor
 
 from regrow.algorithm import Algorithm
-from regrow.checks import real_number, whole_number
-from regrow.distributions import Convolutions, CountsOf, Sharing, as_distribution, check_sparsity, erk, uniform
-from regrow.patterns import channels
-from regrow.schedules import Constant, Cosine, Cubic, Every, Once
-from regrow.scores import (
+from regrow.arguments import real_number, whole_number
+from regrow.parts.distributions import Convolutions, CountsOf, Sharing, as_distribution, check_sparsity, erk, uniform
+from regrow.parts.patterns import channels
+from regrow.parts.schedules import Constant, Cosine, Cubic, Every, Once
+from regrow.parts.scores import (
     GivenMasks,
     Score,
     connection_sensitivity,

@@ -17,7 +17,7 @@ def main() -> int:
     if lacking:
         print(f"regrow: {lacking}", file=sys.stderr)
         return 2
-    from regrow_lab import cli
+    from regrow_lab.commands import cli
 
     return cli.main()
 

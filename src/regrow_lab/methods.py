@@ -87,7 +87,7 @@ def algorithm_of(config: RunConfig, total_steps: int, flops: regrow.Flops) -> re
     """The algorithm of a run of `total_steps` optimizer steps, all multiples included; None where nothing is masked.
 
     `flops` are of the dense net, for distributions that mind them. Where the run is given its masks (grasp, obd,
-    lottery, imp), the algorithm is a static one of the same cost; see `regrow_lab.origin`.
+    lottery, imp), the algorithm is a static one of the same cost; see `regrow_lab.run.starting_point`.
 
     Raises ValueError for values that the recipe refuses, such as a pruning that starts after it stops.
     """

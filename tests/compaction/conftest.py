@@ -2,8 +2,8 @@
 
 import pytest
 
-from regrow.compaction import native
-from regrow.compaction.region import SWITCH
+from regrow.compaction.capture.region import SWITCH
+from regrow.engine import native
 
 
 @pytest.fixture(autouse=True)

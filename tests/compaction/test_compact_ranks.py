@@ -14,9 +14,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import regrow
-from regrow.compaction import measured, native
-from regrow.compaction.region import SWITCH
-from regrow.shards import Ranks, mean_over_ranks
+from regrow.compaction.capture.region import SWITCH
+from regrow.compaction.timings import layer_timings
+from regrow.engine import native
+from regrow.storage.distributed import Ranks, mean_over_ranks
 
 RECIPES = {
     "static": regrow.static(sparsity=0.8),
@@ -226,11 +227,11 @@ def test_two_wrappers_over_different_groups_have_no_one_mean(tmp_path: Path) -> 
 
 def decisions(rank: int, world: int, folder: Path) -> None:
     """Ratios that differ; the second rank asks for more of them."""
-    measured.ratios_of = lambda probe: (float(rank + 1),) * len(measured.DENSITIES)
+    layer_timings.ratios_of = lambda probe: (float(rank + 1),) * len(layer_timings.DENSITIES)
     linear, convolution = nn.Linear(64, 64), nn.Conv2d(16, 16, 3)
-    found = [measured.speedup({}, linear, 4096, 0.1)]
+    found = [layer_timings.speedup({}, linear, 4096, 0.1)]
     if rank == 1:
-        found.append(measured.speedup({}, convolution, 2304, 0.1))
+        found.append(layer_timings.speedup({}, convolution, 2304, 0.1))
     torch.save(found, folder / f"{rank}.pt")
     torch.distributed.barrier()  # the first rank keeps the store
 

@@ -13,8 +13,8 @@ from nets import convnet, mlp
 from torch import Tensor, nn
 
 import regrow
-from regrow.compaction.layers import CompactLayer
-from regrow.sealing import digest_of
+from regrow.checksummed_files import digest_of
+from regrow.compaction.compact_modules import CompactLayer
 
 safetensors = pytest.importorskip("safetensors.torch")
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
 import regrow
-from regrow.compaction.copies import CopiedWeight
-from regrow.compaction.layers import CompactLayer
+from regrow.compaction.compact_modules import CompactLayer
+from regrow.compaction.dense_copies import CopiedWeight
 
 RECIPES = {
     "rigl": regrow.rigl(sparsity=0.8, total_steps=60, every=4),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import regrow
 from regrow.compaction import dense_gradient
-from regrow.compaction.combination import Equations, Part, Source, explain
+from regrow.compaction.gradient_combination import Equations, Part, Source, explain
 
 EVERY, STEPS = 3, 8
 Fill = Callable[[nn.Module, regrow.Sparsifier, int], None]

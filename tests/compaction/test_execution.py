@@ -10,8 +10,9 @@ from pairs import pair
 from torch import Tensor, nn
 
 import regrow
-from regrow.compaction import execution, graph
-from regrow.compaction.layers import CompactLayer
+from regrow.compaction import execution
+from regrow.compaction.capture import graph_forward
+from regrow.compaction.compact_modules import CompactLayer
 from regrow_lab.models import find_model
 
 pytestmark = pytest.mark.usefixtures("runs_engine")
@@ -59,8 +60,8 @@ def test_float64_agrees_with_torch_to_its_precision(name: str, training: bool) -
     state = dense.state_dict()
     for key, value in compact.state_dict().items():
         torch.testing.assert_close(value, state[key], rtol=1e-9, atol=1e-12, msg=key)
-    assert [region.refusal for region in graph.regions(compact)] == [None]
-    assert "engine" in graph.regions(compact)[0].runner
+    assert [region.refusal for region in graph_forward.regions(compact)] == [None]
+    assert "engine" in graph_forward.regions(compact)[0].runner
 
 
 @pytest.mark.parametrize(("build", "shape"), [(mlp, (32, 12)), (convnet, (8, 3, 8, 8))])
@@ -123,7 +124,7 @@ def test_autocast_means_bfloat16() -> None:
     assert 1e-6 < float(((found - expected).norm() / expected.norm()).detach()) < 0.1
     found.sum().backward()
     assert all(gradient.dtype == torch.float32 for gradient in gradients(model).values())
-    assert "bfloat16" in graph.regions(model)[0].runner
+    assert "bfloat16" in graph_forward.regions(model)[0].runner
 
 
 class _Ends(nn.Module):
@@ -154,7 +155,7 @@ def test_what_leaves_has_the_type_that_dense_storage_gives_it(given: torch.dtype
     for theirs, ours in zip(*found, strict=True):
         assert ours.dtype == theirs.dtype
         torch.testing.assert_close(ours, theirs, rtol=0.1, atol=0.1)
-    assert [forward.failure for forward in graph.installed(model)] == [None]
+    assert [forward.failure for forward in graph_forward.installed(model)] == [None]
 
 
 def test_a_pass_that_is_not_differentiated_keeps_nothing() -> None:
@@ -176,7 +177,7 @@ def test_what_the_engine_does_not_take_runs_on_torch() -> None:
     for each in (dense, model):
         each.bfloat16()
     assert torch.equal(model(x.bfloat16()), dense(x.bfloat16()))
-    assert "weights are torch.bfloat16" in graph.regions(model)[0].runner
+    assert "weights are torch.bfloat16" in graph_forward.regions(model)[0].runner
     for each in (dense, model):
         each.float()
     with torch.autocast("cpu", dtype=torch.float16):

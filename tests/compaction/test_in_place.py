@@ -8,7 +8,7 @@ from pairs import pair
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regrow.compaction import graph
+from regrow.compaction.capture import graph_forward
 
 
 class Net(nn.Module):
@@ -146,7 +146,7 @@ CUT = [adds_to_a_tensor_of_two_names, scales_what_a_list_holds, counts_with_size
 def test_what_is_written_in_place_is_written(middle: Callable[[Net, Tensor], Tensor]) -> None:
     dense, compact = pair(Net(middle))
     assert_same(dense, compact)
-    (forward,) = [forward for forward in graph.installed(compact) if forward.module is compact]
+    (forward,) = [forward for forward in graph_forward.installed(compact) if forward.module is compact]
     assert (forward.failure is not None) == (middle in REFUSED), forward.failure
 
 
@@ -171,5 +171,5 @@ class Residual(nn.Module):
 def test_what_common_nets_write_in_place_is_cut(activation: nn.Module, count: int) -> None:
     dense, compact = pair(Residual(activation))
     assert_same(dense, compact)
-    (forward,) = graph.installed(compact)
+    (forward,) = graph_forward.installed(compact)
     assert len(forward.regions) == count

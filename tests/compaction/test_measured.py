@@ -11,12 +11,14 @@ from nets import batch, convnet, mlp, sgd, train
 from torch import nn
 
 import regrow
-from regrow.compaction import cache as cache_files
-from regrow.compaction import graph, measured, storage, timing
-from regrow.compaction.layers import CompactLayer
-from regrow.compaction.measured import Probe
-from regrow.compaction.region import SWITCH
-from regrow.compaction.timing import Timing
+from regrow.compaction import policy
+from regrow.compaction.capture import graph_forward
+from regrow.compaction.capture.region import SWITCH
+from regrow.compaction.compact_modules import CompactLayer
+from regrow.compaction.timings import layer_timings, side_by_side
+from regrow.compaction.timings import timing_cache as cache_files
+from regrow.compaction.timings.layer_timings import Probe
+from regrow.compaction.timings.side_by_side import Timing
 
 pytestmark = pytest.mark.usefixtures("runs_engine")
 
@@ -26,7 +28,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv(cache_files.VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setenv(SWITCH, "auto")
     says(monkeypatch, lambda probe, density: 0.1 / density if probe.kind == "linear" else 2.0)
-    monkeypatch.setattr(storage, "SMALL", 0)
+    monkeypatch.setattr(policy, "SMALL", 0)
     cache_files.forget()
     yield tmp_path / "cache"
     cache_files.forget()
@@ -38,16 +40,16 @@ def says(monkeypatch: pytest.MonkeyPatch, ratio: Callable[[Probe, float], float]
 
     def measure(probe: Probe) -> Timing:
         asked.append(probe.name)
-        return Timing(tuple(ratio(probe, density) for density in measured.DENSITIES), spread, rounds=5)
+        return Timing(tuple(ratio(probe, density) for density in layer_timings.DENSITIES), spread, rounds=5)
 
-    monkeypatch.setattr(measured, "_measure", measure)
+    monkeypatch.setattr(layer_timings, "_measure", measure)
     return asked
 
 
 def ratios(name: str) -> list[float]:
     """Of a probe, as a process that has just begun finds them."""
     cache_files.forget()
-    return list(measured.ratios_of(next(probe for probe in measured.PROBES if probe.name == name)))
+    return list(layer_timings.ratios_of(next(probe for probe in layer_timings.PROBES if probe.name == name)))
 
 
 def test_it_is_measured_once_and_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,13 +85,13 @@ def test_ratios_that_cannot_be_are_measured_again_and_then_not_believed(
     ):
         asked = says(monkeypatch, slip)
         assert ratios("linear 128") == usual
-        assert asked == ["linear 128"] * timing.ATTEMPTS
+        assert asked == ["linear 128"] * side_by_side.ATTEMPTS
         (file,) = cache.iterdir()
         assert json.loads(file.read_text())["trusted"] is False
         file.unlink()
     asked = says(monkeypatch, lambda probe, density: 0.1 / density, spread=0.9)
     assert ratios("linear 128") == usual
-    assert len(asked) == timing.ATTEMPTS
+    assert len(asked) == side_by_side.ATTEMPTS
 
 
 def test_a_little_disorder_is_noise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,9 +109,9 @@ def test_a_folder_that_cannot_be_written_does_no_harm(tmp_path: Path, monkeypatc
 def test_it_is_read_between_its_densities() -> None:
     layer = nn.Linear(100, 100)
     for density in (0.02, 0.03, 0.1, 0.17, 0.5):
-        assert measured.speedup({}, layer, 10_000, density) == pytest.approx(0.1 / density)
-    assert measured.speedup({}, layer, 10_000, 0.001) == pytest.approx(5.0)
-    assert [measured.speedup({}, nn.Conv2d(4, 4, k), 144, 0.3) for k in (1, 3)] == [2.0, 2.0]
+        assert layer_timings.speedup({}, layer, 10_000, density) == pytest.approx(0.1 / density)
+    assert layer_timings.speedup({}, layer, 10_000, 0.001) == pytest.approx(5.0)
+    assert [layer_timings.speedup({}, nn.Conv2d(4, 4, k), 144, 0.3) for k in (1, 3)] == [2.0, 2.0]
 
 
 def test_a_layer_stays_with_torch_where_that_is_faster() -> None:
@@ -126,7 +128,7 @@ def test_a_layer_stays_with_torch_where_that_is_faster() -> None:
     table = str(sparsifier)
     assert "dense: torch is faster here" in table
     assert "compact: engine" in table
-    regions = graph.regions(model)
+    regions = graph_forward.regions(model)
     compact = sum(isinstance(module, CompactLayer) for module in model.modules())
     assert sum(len(region.members[0]) for region in regions) == compact
     for name, mask in states[0][1].items():
@@ -146,7 +148,7 @@ def test_a_convolution_is_taken_out_of_its_region_only_where_that_pays(
 
 
 def test_a_small_linear_layer_is_compact_as_soon_as_a_weight_is_dead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "SMALL", 1024)
+    monkeypatch.setattr(policy, "SMALL", 1024)
     shares = {"0": 0.2, "2": 0.0, "4": 0.2, "6": 0.2}
     layers = (nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 33), nn.Conv2d(4, 4, 3))
     model = nn.Sequential(*(module for layer in layers for module in (layer, nn.ReLU())))
@@ -177,10 +179,10 @@ def test_the_environment_overrules_it(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_real_measurement_is_sane_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     before = torch.get_rng_state()
-    for probe in measured.PROBES:
-        found = measured._measure(probe)
+    for probe in layer_timings.PROBES:
+        found = layer_timings._measure(probe)
         assert all(0 < ratio < 1000 for ratio in found.ratios)
-        assert found.rounds >= timing.FEWEST
+        assert found.rounds >= side_by_side.FEWEST
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -190,9 +192,9 @@ def test_what_is_believed_without_measuring_is_near_what_is_measured(
 ) -> None:
     """Of another machine than the one the numbers come from: within a factor."""
     monkeypatch.undo()
-    monkeypatch.setattr(timing, "SECONDS", 0.0)
-    probe = next(probe for probe in measured.PROBES if probe.name == name)
-    found = measured._measure(probe)
+    monkeypatch.setattr(side_by_side, "SECONDS", 0.0)
+    probe = next(probe for probe in layer_timings.PROBES if probe.name == name)
+    found = layer_timings._measure(probe)
     assert all(1 / 8 < ratio / usual < 8 for ratio, usual in zip(found.ratios, probe.usual, strict=True))
 
 

@@ -11,7 +11,7 @@ from pairs import pair
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from regrow.compaction import graph
+from regrow.compaction.capture import graph_forward
 
 pytestmark = pytest.mark.usefixtures("runs_engine")
 
@@ -111,7 +111,7 @@ def test_gradients_of_what_is_handed_out(handed_out: str, use: Callable[..., Non
     for theirs, ours in zip(expected, found, strict=True):
         assert (theirs is None) == (ours is None)
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
-    assert [forward.failure for forward in graph.installed(compact)] == [None]
+    assert [forward.failure for forward in graph_forward.installed(compact)] == [None]
 
 
 def test_asked_for_gradients_are_those_of_dense_storage() -> None:
@@ -168,8 +168,8 @@ def test_gradients_that_a_forward_asks_for() -> None:
 def test_a_net_whose_outputs_are_final_stays_one_region() -> None:
     _, compact = pair(Net(lambda net, logits, *values: logits))
     compact(torch.randn(4, 3, 5, 5))
-    assert len(graph.regions(compact)) == 1
+    assert len(graph_forward.regions(compact)) == 1
     _, compact = pair(Net(HANDED_OUT["everything"]))
     compact(torch.randn(4, 3, 5, 5))
-    assert [forward.failure for forward in graph.installed(compact)] == [None]
-    assert len(graph.regions(compact)) > 1
+    assert [forward.failure for forward in graph_forward.installed(compact)] == [None]
+    assert len(graph_forward.regions(compact)) > 1

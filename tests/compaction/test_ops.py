@@ -7,9 +7,10 @@ from pairs import pair
 from torch import nn
 
 import regrow
-from regrow.compaction import graph, ops
-from regrow.compaction.layers import CompactLayer
-from regrow.compaction.region import SWITCH
+from regrow.compaction import torch_operators
+from regrow.compaction.capture import graph_forward
+from regrow.compaction.capture.region import SWITCH
+from regrow.compaction.compact_modules import CompactLayer
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch 2.15
@@ -22,7 +23,9 @@ def test_the_operator_keeps_the_rules_of_the_library(layer: nn.Module, shape: tu
     module = compact.get_submodule("0")
     assert isinstance(module, CompactLayer)
     x = torch.randn(shape, requires_grad=True)
-    torch.library.opcheck(ops.layer, (x, module.weight, module.bias, module.number, None), raise_exception=True)
+    torch.library.opcheck(
+        torch_operators.layer, (x, module.weight, module.bias, module.number, None), raise_exception=True
+    )
 
 
 def test_a_compiled_model_has_the_same_outputs_and_gradients() -> None:
@@ -75,8 +78,8 @@ def test_a_compiled_model_runs_on_the_engine() -> None:
     assert isinstance(layer, CompactLayer)
     theirs = dense.get_parameter("3.weight").grad * layer.compact.mask
     torch.testing.assert_close(layer.compact.dense(layer.weight.grad), theirs)
-    assert all("engine" in region.runner for region in graph.regions(compact))
-    assert graph.regions(compact)
+    assert all("engine" in region.runner for region in graph_forward.regions(compact))
+    assert graph_forward.regions(compact)
 
 
 def test_an_exported_model_has_the_same_outputs() -> None:

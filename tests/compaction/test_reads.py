@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import regrow
-from regrow.compaction.layers import CompactLayer
-from regrow.compaction.tracing import UnfaithfulError, trace
+from regrow.compaction.capture.tracing import UnfaithfulError, trace
+from regrow.compaction.compact_modules import CompactLayer
 
 pytestmark = pytest.mark.usefixtures("runs_engine")
 

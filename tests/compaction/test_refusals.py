@@ -11,7 +11,7 @@ from nets import batch, mlp, sgd, train
 from torch import Tensor, nn
 
 import regrow
-from regrow.compaction.layers import CompactLayer
+from regrow.compaction.compact_modules import CompactLayer
 
 pytestmark = [
     pytest.mark.usefixtures("runs_engine"),

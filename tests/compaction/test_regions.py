@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook
 
-from regrow.compaction import graph
-from regrow.compaction.layers import CompactConv2d, CompactLayer, CompactLinear, obstacle
-from regrow.compaction.program import Add, AveragePool, BatchNorm, Convolution, Dropout, Flatten, Input, MaxPool, Relu
+from regrow.compaction.capture import graph_forward
+from regrow.compaction.compact_modules import CompactConv2d, CompactLayer, CompactLinear, obstacle
+from regrow.engine.program import Add, AveragePool, BatchNorm, Convolution, Dropout, Flatten, Input, MaxPool, Relu
 from regrow_lab.models import find_model
 
 
@@ -54,7 +54,7 @@ def assert_same(dense: nn.Module, compact: nn.Module, *inputs: Tensor) -> None:
 def kinds(model: nn.Module) -> list[list[str]]:
     return [
         [type(operation).__name__ for operation in region.program.operations]
-        for forward in graph.installed(model)
+        for forward in graph_forward.installed(model)
         for region in forward.regions
     ]
 
@@ -197,7 +197,7 @@ class Branching(nn.Module):
 
 def test_a_forward_without_a_graph_runs_in_parts() -> None:
     dense, compact = pair(Branching())
-    assert [type(forward.module) for forward in graph.installed(compact)] == [nn.Sequential]
+    assert [type(forward.module) for forward in graph_forward.installed(compact)] == [nn.Sequential]
     for sign in (1, -1):
         x = sign * torch.rand(3, 6)
         assert torch.equal(compact(x), dense(x))
@@ -269,7 +269,7 @@ def test_what_nobody_reads_is_done_and_has_no_gradient() -> None:
         heard.append((calls, model.norm.num_batches_tracked.item()))
     assert heard == [([4, 4], 2)] * 2
     torch.testing.assert_close(compact.norm.running_mean, dense.norm.running_mean)
-    (forward,) = graph.installed(compact)
+    (forward,) = graph_forward.installed(compact)
     assert forward.failure is None
     # What the hook sees is a tensor, so the head has a region of its own.
     assert [region.count("Convolution") for region in kinds(compact)] == [2, 1]

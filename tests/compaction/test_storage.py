@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import regrow
-from regrow.compaction.layers import CompactLayer
+from regrow.compaction.compact_modules import CompactLayer
 
 ARGUMENTS: Any = {"sparsity": 0.8, "total_steps": 40, "every": 5}
 RECIPES = {

@@ -1,4 +1,4 @@
-"""A few of the fuzzer's nets; `python tests/storage_fuzzer.py` runs any number."""
+"""A few of the fuzzer's nets; `python tests/support/storage_fuzzer.py` runs any number."""
 
 import pytest
 import torch

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from regrow.compaction import cache, timing
-from regrow.compaction.timing import Timing
+from regrow.compaction.timings import side_by_side, timing_cache
+from regrow.compaction.timings.side_by_side import Timing
 
 pytestmark = pytest.mark.usefixtures("runs_engine")
 USUAL = (1.0, 1.0)
@@ -26,18 +26,20 @@ GOOD = Timing((3.0, 2.0), spread=0.1, rounds=5)
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
-    monkeypatch.setattr(timing, "load", lambda: 0.3)
-    cache.forget()
+    monkeypatch.setenv(timing_cache.VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(side_by_side, "load", lambda: 0.3)
+    timing_cache.forget()
     yield tmp_path / "cache"
-    cache.forget()
+    timing_cache.forget()
 
 
 def ask(*found: Timing, is_plausible: Callable[[Timing], bool] = lambda timing: True) -> tuple[tuple[float, ...], int]:
     """The ratios as a new process gets them if measuring gives these, and how often it measured."""
-    cache.forget()
+    timing_cache.forget()
     waiting = list(found)
-    ratios = cache.ratios(cache.path_of("layer", 1), "layers", lambda: waiting.pop(0), is_plausible, USUAL)
+    ratios = timing_cache.ratios(
+        timing_cache.path_of("layer", 1), "layers", lambda: waiting.pop(0), is_plausible, USUAL
+    )
     return ratios, len(found) - len(waiting)
 
 
@@ -67,7 +69,7 @@ def test_work_of_another_thread_does_not_count() -> None:
     for other in others:
         other.start()
     try:
-        found = timing.compare([lambda: sum(range(200_000)), lambda: sum(range(50_000))])
+        found = side_by_side.compare([lambda: sum(range(200_000)), lambda: sum(range(50_000))])
     finally:
         stop = True
         for other in others:
@@ -76,18 +78,18 @@ def test_work_of_another_thread_does_not_count() -> None:
 
 
 def test_sleep_takes_no_processor_time_and_threads_are_timed_by_the_wall(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "SECONDS", 0.0)
+    monkeypatch.setattr(side_by_side, "SECONDS", 0.0)
     runs = [lambda: time.sleep(0.02) or sum(range(100_000)), lambda: sum(range(100_000))]
-    assert timing.compare(runs).ratios[0] < 4
+    assert side_by_side.compare(runs).ratios[0] < 4
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    assert timing.clock() is time.perf_counter
+    assert side_by_side.clock() is time.perf_counter
 
 
 def test_one_disturbed_round_changes_little_and_many_are_seen() -> None:
     calm = [[6.0, 3.0, 2.0]] * 8
-    assert timing.summary([*calm, [6.0, 60.0, 2.0]]) == Timing((2.0, 3.0), 0.0, 9)
-    wild = timing.summary([[6.0, 3.0 * factor, 2.0] for factor in (1, 4, 1, 9, 2, 1, 5, 8)])
-    assert wild.spread > timing.LARGEST_SPREAD
+    assert side_by_side.summary([*calm, [6.0, 60.0, 2.0]]) == Timing((2.0, 3.0), 0.0, 9)
+    wild = side_by_side.summary([[6.0, 3.0 * factor, 2.0] for factor in (1, 4, 1, 9, 2, 1, 5, 8)])
+    assert wild.spread > side_by_side.LARGEST_SPREAD
 
 
 def test_long_runs_have_few_rounds_and_short_ones_many(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,10 +99,10 @@ def test_long_runs_have_few_rounds_and_short_ones_many(monkeypatch: pytest.Monke
         now[0] += seconds
 
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(timing, "clock", lambda: lambda: now[0])
+    monkeypatch.setattr(side_by_side, "clock", lambda: lambda: now[0])
     for each, rounds in ((0.001, 250), (0.2, 5), (1.0, 3), (30.0, 3)):
         seconds = each
-        assert timing.compare([run, run]).rounds == pytest.approx(rounds, abs=1)
+        assert side_by_side.compare([run, run]).rounds == pytest.approx(rounds, abs=1)
 
 
 def test_it_is_kept_with_what_it_was_measured_under(folder: Path) -> None:
@@ -114,16 +116,16 @@ def test_it_is_kept_with_what_it_was_measured_under(folder: Path) -> None:
         "load": 0.3,
         "subject": "layers",
     }
-    assert found["machine"] == cache.machine()
+    assert found["machine"] == timing_cache.machine()
     assert set(found["machine"]) == {"cpu", "instructions", "torch", "engine", "threads"}
     assert abs(datetime.fromisoformat(found["date"]) - datetime.now(UTC)) < timedelta(minutes=1)
     assert ask() == ((3.0, 2.0), 0)
 
 
 def test_each_number_of_threads_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = cache.path_of("layer", 1)
+    one = timing_cache.path_of("layer", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    assert cache.path_of("layer", 1) != one
+    assert timing_cache.path_of("layer", 1) != one
 
 
 def test_what_is_wide_or_cannot_be_is_measured_again_a_few_times_and_not_believed(folder: Path) -> None:
@@ -133,20 +135,20 @@ def test_what_is_wide_or_cannot_be_is_measured_again_a_few_times_and_not_believe
     assert ask(wide, odd, wide, is_plausible=lambda timing: timing is not odd) == (USUAL, 3)
     assert stored(folder)["trusted"] is False
     assert ask() == (USUAL, 0), "the next process does not try again at once"
-    change(folder, date=ago(2 * cache.SOON))
+    change(folder, date=ago(2 * timing_cache.SOON))
     assert ask(GOOD) == ((3.0, 2.0), 1)
 
 
 @pytest.mark.parametrize(
     ("fields", "load", "again"),
     [
-        ({"date": ago(2 * cache.OLD)}, 0.3, True),
-        ({"date": ago(2 * cache.OLD)}, 5.0, False),
-        ({"date": ago(cache.OLD / 2)}, 0.3, False),
-        ({"date": ago(2 * cache.SOON), "load": 5.0}, 0.3, True),
-        ({"date": ago(2 * cache.SOON), "load": 5.0}, 2.0, False),
-        ({"date": ago(cache.SOON / 2), "load": 5.0}, 0.3, False),
-        ({"date": ago(-2 * cache.OLD)}, 0.3, False),
+        ({"date": ago(2 * timing_cache.OLD)}, 0.3, True),
+        ({"date": ago(2 * timing_cache.OLD)}, 5.0, False),
+        ({"date": ago(timing_cache.OLD / 2)}, 0.3, False),
+        ({"date": ago(2 * timing_cache.SOON), "load": 5.0}, 0.3, True),
+        ({"date": ago(2 * timing_cache.SOON), "load": 5.0}, 2.0, False),
+        ({"date": ago(timing_cache.SOON / 2), "load": 5.0}, 0.3, False),
+        ({"date": ago(-2 * timing_cache.OLD)}, 0.3, False),
     ],
 )
 def test_what_is_old_or_was_measured_under_load_is_measured_again_when_the_machine_is_quiet(
@@ -154,14 +156,14 @@ def test_what_is_old_or_was_measured_under_load_is_measured_again_when_the_machi
 ) -> None:
     ask(GOOD)
     change(folder, **fields)
-    monkeypatch.setattr(timing, "load", lambda: load)
+    monkeypatch.setattr(side_by_side, "load", lambda: load)
     better = Timing((5.0, 4.0), 0.1, 5)
     assert ask(better) == ((better if again else GOOD).ratios, again)
 
 
 def test_what_was_trusted_is_not_given_up_for_what_is_not(folder: Path) -> None:
     ask(GOOD)
-    change(folder, date=ago(2 * cache.OLD))
+    change(folder, date=ago(2 * timing_cache.OLD))
     wide = Timing((9.0, 9.0), 0.9, 5)
     assert ask(wide, wide, wide) == ((3.0, 2.0), 3)
     assert stored(folder)["ratios"] == [3.0, 2.0]
@@ -232,7 +234,7 @@ def test_a_file_that_is_none_does_not_hang(kind: str, folder: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "file"))
+    monkeypatch.setenv(timing_cache.VARIABLE, str(tmp_path / "file"))
     assert ask(GOOD) == ((3.0, 2.0), 1)
 
 
@@ -242,7 +244,9 @@ def _measure_together(number: int, barrier: Any, found: Any) -> None:
         time.sleep(0.1 * number)
         return Timing((3.0 + number, 2.0), 0.1, 5)
 
-    found[number] = cache.ratios(cache.path_of("layer", 1), "layers", measure, lambda timing: True, USUAL)[0]
+    found[number] = timing_cache.ratios(
+        timing_cache.path_of("layer", 1), "layers", measure, lambda timing: True, USUAL
+    )[0]
 
 
 def test_processes_that_measure_at_once_go_by_the_same_and_leave_nothing_behind(folder: Path) -> None:
@@ -255,7 +259,7 @@ def test_processes_that_measure_at_once_go_by_the_same_and_leave_nothing_behind(
         process.join()
     assert [process.exitcode for process in processes] == [0] * 4
     assert len(set(found)) == 1, "the first to have measured decides for all"
-    assert list(folder.glob("*")) == [cache.path_of("layer", 1)]
+    assert list(folder.glob("*")) == [timing_cache.path_of("layer", 1)]
     assert not [name for name in os.listdir(folder) if name.startswith(".")]
 
 
@@ -287,7 +291,7 @@ def test_a_script_says_what_is_timed_before_it_is_once_for_a_machine(folder: Pat
 
 
 def test_who_sets_up_logging_has_it_there(caplog: pytest.LogCaptureFixture) -> None:
-    cache._say_once.cache_clear()
+    timing_cache._say_once.cache_clear()
     with caplog.at_level(logging.INFO):
         ask(GOOD)
     assert [(record.name, record.levelname) for record in caplog.records] == [("regrow", "WARNING")]

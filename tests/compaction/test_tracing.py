@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import regrow
-from regrow.compaction.tracing import UnfaithfulError, trace
+from regrow.compaction.capture.tracing import UnfaithfulError, trace
 
 pytestmark = pytest.mark.usefixtures("runs_engine")
 

@@ -10,9 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import regrow
-from regrow.compaction import cache, graph, timing, trial
-from regrow.compaction.region import SWITCH, Region
-from regrow.compaction.timing import Timing
+from regrow.compaction.capture import graph_forward
+from regrow.compaction.capture.region import SWITCH, Region
+from regrow.compaction.timings import region_timings, side_by_side, timing_cache
+from regrow.compaction.timings.side_by_side import Timing
 from regrow_lab.models import find_model
 
 pytestmark = pytest.mark.usefixtures("runs_engine")
@@ -21,10 +22,10 @@ DENSE = regrow.static(sparsity=0.2)
 
 @pytest.fixture(autouse=True)
 def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
-    monkeypatch.setattr(timing, "SECONDS", 0.0)
-    monkeypatch.setattr(timing, "ROUNDS", timing.FEWEST)
-    cache.forget()
+    monkeypatch.setenv(timing_cache.VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(side_by_side, "SECONDS", 0.0)
+    monkeypatch.setattr(side_by_side, "ROUNDS", side_by_side.FEWEST)
+    timing_cache.forget()
 
 
 def net() -> nn.Module:
@@ -45,7 +46,7 @@ def answers(monkeypatch: pytest.MonkeyPatch, *ratios: float) -> list[tuple[Regio
         return Timing((waiting.pop(0),), spread=0.1, rounds=5)
 
     monkeypatch.setenv(SWITCH, "auto")
-    monkeypatch.setattr(trial, "_measure", measure)
+    monkeypatch.setattr(region_timings, "_measure", measure)
     return asked
 
 
@@ -56,36 +57,36 @@ def test_the_faster_one_trains_a_dense_net(ratio: float, on_engine: bool, monkey
     sparsifier = attached(model)
     model(torch.randn(32, 3, 8, 8)).sum().backward()
     assert len(asked) == 1
-    assert bool(graph.regions(model)) == on_engine
+    assert bool(graph_forward.regions(model)) == on_engine
     assert ("engine" in str(sparsifier)) == on_engine
     model.eval()
     model(torch.randn(32, 3, 8, 8))
-    assert not graph.regions(model), "the trial is one of training"
+    assert not graph_forward.regions(model), "the trial is one of training"
 
 
 def test_each_precision_is_timed_once_on_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = answers(monkeypatch, 2.0, 0.5)
     for _ in range(3):
-        cache.forget()  # as another process
+        timing_cache.forget()  # as another process
         model = net()
         attached(model)
         for enabled in (False, True, False):
             with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
                 model(torch.randn(32, 3, 8, 8)).float().sum().backward()
-            assert bool(graph.regions(model)) != enabled
+            assert bool(graph_forward.regions(model)) != enabled
     assert [dtype for _, dtype in asked] == [torch.float32, torch.bfloat16]
 
 
 @pytest.mark.parametrize("wanted", [False, True])
 def test_the_gradient_of_images_is_timed_only_where_it_is_wanted(wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     answers(monkeypatch)
-    asked = list[tuple[trial.Source, ...]]()
+    asked = list[tuple[region_timings.Source, ...]]()
     two = Timing((2.0,), spread=0.1, rounds=5)
-    monkeypatch.setattr(trial, "_measure", lambda region, inputs, dtype: asked.append(tuple(inputs)) or two)
+    monkeypatch.setattr(region_timings, "_measure", lambda region, inputs, dtype: asked.append(tuple(inputs)) or two)
     model = net()
     attached(model)
     model(torch.randn(40, 3, 8, 8).requires_grad_(wanted)).sum().backward()
-    assert asked == [(trial.Source((32, 3, 8, 8), wanted),)]
+    assert asked == [(region_timings.Source((32, 3, 8, 8), wanted),)]
 
 
 def test_few_images_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,13 +94,13 @@ def test_few_images_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     model = net()
     attached(model)
     model(torch.randn(8, 3, 8, 8)).sum().backward()
-    assert not graph.regions(model)
+    assert not graph_forward.regions(model)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_trial_leaves_no_trace(layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SWITCH, "auto")
-    monkeypatch.setattr(trial, "LEAST", float("inf"))
+    monkeypatch.setattr(region_timings, "LEAST", float("inf"))
     model = net().to(memory_format=layout)
     plain = copy.deepcopy(model)
     attached(model)
@@ -115,7 +116,7 @@ def test_a_trial_leaves_no_trace(layout: torch.memory_format, monkeypatch: pytes
     assert torch.equal(output, expected)
     assert torch.equal(state, other_state)
     assert all(torch.equal(value, other_tensors[name]) for name, value in tensors.items())
-    assert [[0 <= ratio < 1e3 for ratio in ratios] for ratios in cache.believed().values()] == [[True]]
+    assert [[0 <= ratio < 1e3 for ratio in ratios] for ratios in timing_cache.believed().values()] == [[True]]
 
 
 @pytest.mark.parametrize(("ratio", "spread"), [(3.0, 0.9), (1000.0, 0.1)])
@@ -123,36 +124,36 @@ def test_a_trial_that_cannot_be_trusted_leaves_the_region_to_torch(
     ratio: float, spread: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers(monkeypatch)
-    monkeypatch.setattr(trial, "_measure", lambda region, inputs, dtype: Timing((ratio,), spread, rounds=5))
+    monkeypatch.setattr(region_timings, "_measure", lambda region, inputs, dtype: Timing((ratio,), spread, rounds=5))
     model = net()
     attached(model)
     model(torch.randn(32, 3, 8, 8)).sum().backward()
-    assert not graph.regions(model)
+    assert not graph_forward.regions(model)
 
 
 def test_a_run_goes_on_with_the_answer_that_it_began_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for first, second in ((3.0, 1.0), (1.0, 3.0)):
-        monkeypatch.setenv(cache.VARIABLE, str(tmp_path / f"there-{first}"))
-        cache.forget()
+        monkeypatch.setenv(timing_cache.VARIABLE, str(tmp_path / f"there-{first}"))
+        timing_cache.forget()
         answers(monkeypatch, first, second)
         model = net()
         sparsifier = attached(model)
         model(torch.randn(32, 3, 8, 8)).sum().backward()
         saved = sparsifier.state_dict()
-        cache.forget()
-        monkeypatch.setenv(cache.VARIABLE, str(tmp_path / f"elsewhere-{first}"))
+        timing_cache.forget()
+        monkeypatch.setenv(timing_cache.VARIABLE, str(tmp_path / f"elsewhere-{first}"))
         for load in (True, False):
             other = net()
             its_sparsifier = attached(other)
             if load:
                 its_sparsifier.load_state_dict(saved)
             other(torch.randn(32, 3, 8, 8)).sum().backward()
-            assert bool(graph.regions(other)) == (first == 3.0) == bool(graph.regions(model))
-        cache.forget()
+            assert bool(graph_forward.regions(other)) == (first == 3.0) == bool(graph_forward.regions(model))
+        timing_cache.forget()
         other = net()
         attached(other)
         other(torch.randn(32, 3, 8, 8)).sum().backward()
-        assert bool(graph.regions(other)) == (second == 3.0)
+        assert bool(graph_forward.regions(other)) == (second == 3.0)
 
 
 def test_dense_layers_on_the_engine_train_as_with_torch() -> None:
@@ -171,6 +172,6 @@ def test_dense_layers_on_the_engine_train_as_with_torch() -> None:
             optimizer.step()
             optimizer.zero_grad()
             losses[-1].append(loss.item())
-    assert graph.regions(model)
+    assert graph_forward.regions(model)
     assert "dense: density above 0.5; engine" in str(sparsifier)
     assert losses[1] == pytest.approx(losses[0], rel=1e-9)

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from regrow.compaction.compact_weight import CompactWeight, dense_weight, gather, indices_of, resize, scatter
 from regrow.compaction.dense_gradient import BackwardPasses, DenseGradient
 from regrow.compaction.positions import Positions
-from regrow.compaction.weights import CompactWeight, dense_weight, gather, indices_of, resize, scatter
 
 masks = st.lists(st.booleans(), min_size=6, max_size=6).filter(any).map(lambda bits: torch.tensor(bits).view(2, 3))
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import regrow
-from regrow.patterns import output_blocks
+from regrow.parts.patterns import output_blocks
 
 SPARSITY, EVERY, STOP, CALLS = 0.8, 3, 12, 20
 _dynamic = {"sparsity": SPARSITY, "total_steps": 100, "every": EVERY, "stop": STOP}

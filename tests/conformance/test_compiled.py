@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from conformance.axes import RECIPES
-from conformance.run import Ledger, setup, train
+from conformance.training_loop import Ledger, setup, train
 from torch._dynamo.testing import CompileCounter
 from torch.compiler import reset
 

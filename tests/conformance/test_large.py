@@ -16,13 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import regrow
 from regrow.algorithm import next_mask
-from regrow.compaction import selection
-from regrow.distributions import PerLayer
+from regrow.engine import selection
 from regrow.layers import Layer
-from regrow.patterns import output_blocks
-from regrow.redistribution import apportion
-from regrow.storage import AliveCount
-from regrow.threshold import select
+from regrow.parts.distributions import PerLayer
+from regrow.parts.patterns import output_blocks
+from regrow.parts.redistribution import apportion
+from regrow.parts.topk import select
+from regrow.storage.masked_layer import AliveCount
 
 LONG = 2**31
 

@@ -9,7 +9,7 @@ from itertools import cycle, product
 import pytest
 import torch
 from conformance.axes import LOOPS, OPTIMIZERS, PRECISIONS, RECIPES, covering
-from conformance.run import Ledger, dead_entries, setup, train
+from conformance.training_loop import Ledger, dead_entries, setup, train
 
 import regrow
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conformance.run import dead_entries
+from conformance.training_loop import dead_entries
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 

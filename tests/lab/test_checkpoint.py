@@ -16,11 +16,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regrow.sealing import digest
-from regrow_lab import checkpoint, sealed, store
+from regrow.checksummed_files import digest
 from regrow_lab.config import RunConfig
-from regrow_lab.train import train
-from regrow_lab.training import Training
+from regrow_lab.run import checkpoint, checkpoint_files
+from regrow_lab.run.resumable import train
+from regrow_lab.run.training import Training
+from regrow_lab.store import folders
 
 CPU = torch.device("cpu")
 RIGL = RunConfig(method="rigl", sparsity=0.5, epochs=2, every=5)
@@ -79,9 +80,9 @@ def line_and_content(path: Path) -> tuple[dict[str, Any], bytes]:
 
 def changed(written: Path, path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     """The checkpoint with other content, sealed as if it were ours."""
-    state = sealed.load(written, sealed.CHECKPOINT)
+    state = checkpoint_files.load(written, checkpoint_files.CHECKPOINT)
     change(state)
-    sealed.save(path, sealed.CHECKPOINT, state)
+    checkpoint_files.save(path, checkpoint_files.CHECKPOINT, state)
     return path
 
 
@@ -90,7 +91,7 @@ def test_it_goes_on_where_it_was_taken(written: Path) -> None:
     checkpoint.resume(training, written)
     losses = training.state_dict()["losses"]
     assert (training.step, len(training.rows), len(losses)) == (STEP, 1, STEP - 21)
-    assert losses == sealed.load(written, sealed.CHECKPOINT)["losses"]
+    assert losses == checkpoint_files.load(written, checkpoint_files.CHECKPOINT)["losses"]
     assert all(losses)
 
 
@@ -294,15 +295,15 @@ def test_bombs_and_lies_about_sizes(tmp_path: Path) -> None:
         archive.writestr("archive/data.pkl", bytes(10**8))
     assert len(buffer.getvalue()) < 2 * 10**5
     refused(seal(path, buffer.getvalue()), "is compressed")
-    sealed.save(path, sealed.CHECKPOINT, {"losses": [torch.zeros(1).expand(2**50)]})
+    checkpoint_files.save(path, checkpoint_files.CHECKPOINT, {"losses": [torch.zeros(1).expand(2**50)]})
     refused(path, r"a tensor of shape \(1125899906842624,\) is larger than what it is stored as")
-    sealed.save(path, sealed.CHECKPOINT, {"step": 0})
+    checkpoint_files.save(path, checkpoint_files.CHECKPOINT, {"step": 0})
     refused(path, "config")
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = store.run_folder(tmp_path, RIGL)
-    whole, original, writes = tmp_path / "whole", sealed.write_whole, 0
+    folder = folders.run_folder(tmp_path, RIGL)
+    whole, original, writes = tmp_path / "whole", checkpoint_files.write_whole, 0
     expected = train(RIGL, whole)
 
     def full(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -317,11 +318,13 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(tmp_path: Path, monk
 
         original(path, half)
 
-    monkeypatch.setattr(sealed, "write_whole", full)
-    with pytest.raises(store.NotWrittenError, match=r"checkpoint.pt could not be written \(No space left on device\)"):
+    monkeypatch.setattr(checkpoint_files, "write_whole", full)
+    with pytest.raises(
+        folders.NotWrittenError, match=r"checkpoint.pt could not be written \(No space left on device\)"
+    ):
         train(RIGL, tmp_path, checkpoint_seconds=0)
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.pt", "config.json", "metrics.jsonl"]
-    assert sealed.load(folder / "checkpoint.pt", sealed.CHECKPOINT)["step"] == 1
+    assert checkpoint_files.load(folder / "checkpoint.pt", checkpoint_files.CHECKPOINT)["step"] == 1
     monkeypatch.undo()
     result = train(RIGL, tmp_path)
     assert {**result, **dict.fromkeys(OF_THE_MOMENT)} == {**expected, **dict.fromkeys(OF_THE_MOMENT)}

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from stored import store_run
 
-from regrow_lab import store
 from regrow_lab.__main__ import LAB
 from regrow_lab.__main__ import main as main_of_the_command
-from regrow_lab.cli import Flops, _without_box, main
+from regrow_lab.commands.cli import Flops, _without_box, main
+from regrow_lab.commands.study import WITHOUT_FILES
 from regrow_lab.config import RunConfig
 from regrow_lab.data import DATASETS
+from regrow_lab.store import folders
 from regrow_lab.studies import STUDIES
-from regrow_lab.study_command import WITHOUT_FILES
 
 TINY = [RunConfig(epochs=1), RunConfig(method="rigl", sparsity=0.5, epochs=1)]
 
@@ -30,7 +30,7 @@ def tiny_study(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["study", "--help"], ["train", "--help"], ["study", "bogus"]])
 def test_help_and_slips_do_without_torch(arguments: list[str]) -> None:
-    program = "import sys, regrow_lab.cli as cli\ntry: cli.main()\nfinally: print('modules:', *sys.modules)"
+    program = "import sys, regrow_lab.commands.cli as cli\ntry: cli.main()\nfinally: print('modules:', *sys.modules)"
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
     said, _, modules = done.stdout.rpartition("modules:")
     assert "usage: regrow" in said or "unknown study" in done.stderr
@@ -248,7 +248,7 @@ def test_all_studies_say_at_first_what_is_missing_and_do_the_others(
         "charlm": [TEXT],
         "struct": [CIFAR],
     }
-    monkeypatch.setattr("regrow_lab.study_command.studies_of", lambda name, scale: list(studies))
+    monkeypatch.setattr("regrow_lab.commands.study.studies_of", lambda name, scale: list(studies))
     for name, runs in studies.items():
         monkeypatch.setitem(STUDIES, name, lambda seeds, runs=runs, **_: runs)
     assert main(["study", "all", "--workers", "1", "--out", "OUT"]) == 1
@@ -265,7 +265,7 @@ def test_a_finished_study_is_reported_without_its_data(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     store_run(Path("OUT"), "dense", 0.0, model=CIFAR.model, data=CIFAR.data, epochs=CIFAR.epochs)
-    store.write_json(Path("OUT/study.json"), {"study": "digits", "seeds": 3})
+    folders.write_json(Path("OUT/study.json"), {"study": "digits", "seeds": 3})
     monkeypatch.setitem(STUDIES, "digits", lambda seeds: [CIFAR])
     assert main(["study", "digits", "--storage", "dense", "--workers", "1", "--out", "OUT"]) == 0
     out, error = capfd.readouterr()
@@ -296,9 +296,9 @@ def test_what_many_runs_fail_of_is_said_once(
 
 
 def a_run_whose_result_is_damaged(out: Path) -> Path:
-    folder = store.run_folder(out, TINY[1])
+    folder = folders.run_folder(out, TINY[1])
     folder.mkdir(parents=True)
-    store.write_config(folder, TINY[1])
+    folders.write_config(folder, TINY[1])
     (folder / "result.json").write_text('{"schema": 1, "test')
     return folder
 
@@ -322,7 +322,7 @@ def test_a_result_that_cannot_be_read_names_the_command_that_makes_it_anew(
     monkeypatch.chdir(tmp_path)
     folder = a_run_whose_result_is_damaged(Path("OUT"))
     if study is not None:
-        store.write_json(Path("OUT/study.json"), study)
+        folders.write_json(Path("OUT/study.json"), study)
     assert main(["report", "OUT"]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"regrow: {folder / 'result.json'} is not readable JSON (")
@@ -341,7 +341,7 @@ def test_that_command_does_so(
     assert capsys.readouterr().err.endswith(": delete it, and the same command makes it anew\n")
     (folder / "result.json").unlink()
     assert main(command.split()[1:]) == 0
-    assert store.read_json(folder / "result.json")["status"] == "finished"
+    assert folders.read_json(folder / "result.json")["status"] == "finished"
     assert main(["report", "OUT"]) == 0
 
 
@@ -431,8 +431,8 @@ def test_train_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     command = ["train", "--method", "rigl", "--sparsity", "0.5", "--epochs", "2", "--out", out]
     assert main(command) == 0
     config = RunConfig(method="rigl", sparsity=0.5, epochs=2)
-    folder = store.run_folder(Path(out), config)
-    result = store.read_json(folder / "result.json")
+    folder = folders.run_folder(Path(out), config)
+    result = folders.read_json(folder / "result.json")
     first, second, last, where = capsys.readouterr().out.splitlines()
     assert first.startswith("epoch   1/2  step 21  loss 2.")
     assert second.startswith("epoch   2/2  step 42  loss ")
@@ -442,13 +442,13 @@ def test_train_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
     assert main(command) == 0
     assert capsys.readouterr().out.startswith(f"{config.run_id}  test accuracy")
-    assert store.read_json(folder / "result.json") == result
+    assert folders.read_json(folder / "result.json") == result
 
     assert main(["report", out]) == 0
     assert "RigL" in capsys.readouterr().out
     assert any((Path(out) / "report").iterdir())
 
-    with store.claim(folder):
+    with folders.claim(folder):
         (folder / "result.json").unlink()
         assert main(command) == 1
     assert capsys.readouterr().err.startswith(f"regrow: {config.run_id} is under way in process {os.getpid()}")
@@ -463,7 +463,7 @@ def test_study(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert f"[1/2] {TINY[0].run_id}" in said.out
     assert "2 runs: 0 finished before, 2 now in " in said.out
     assert said.err == ""
-    assert store.read_json(out / "study.json")["study"] == "digits"
+    assert folders.read_json(out / "study.json")["study"] == "digits"
     assert any((out / "report").iterdir())
     assert main(command) == 0
     assert "2 runs: 2 finished before, 0 now in " in capfd.readouterr().out
@@ -474,12 +474,12 @@ def test_study(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
 def test_auto_is_bf16_where_the_device_gains_from_it(
     gains: bool, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("regrow_lab.machine.gains_from_bf16", lambda device: gains)
+    monkeypatch.setattr("regrow_lab.run.machine.gains_from_bf16", lambda device: gains)
     out = tmp_path / "digits"
     command = ["study", "digits", "--workers", "1", "--seeds", "1", "--precision", "auto", "--out", str(out)]
     assert main(command) == 0
-    assert store.read_json(out / "study.json")["precision"] == precision
-    assert {run.config["precision"] for run in store.read_runs(out)} == {precision}
+    assert folders.read_json(out / "study.json")["precision"] == precision
+    assert {run.config["precision"] for run in folders.read_runs(out)} == {precision}
 
 
 def test_a_study_with_a_run_that_fails_says_so(
@@ -536,8 +536,8 @@ def test_a_study_that_is_stopped_leaves_no_process_and_goes_on(tmp_path: Path, h
     while any(Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
-    for run in store.read_runs(out):
-        with store.claim(run.folder):
+    for run in folders.read_runs(out):
+        with folders.claim(run.folder):
             pass  # no lock is left
 
 

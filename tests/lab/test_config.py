@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrow_lab import learning_rate, methods
+from regrow_lab import methods
 from regrow_lab.config import (
     AUGMENTATIONS,
     DISTRIBUTIONS,
@@ -20,7 +20,8 @@ from regrow_lab.config import (
     RunConfig,
 )
 from regrow_lab.data import augment
-from regrow_lab.optimization import optimizer_of
+from regrow_lab.run import learning_rate
+from regrow_lab.run.optimizer import optimizer_of
 
 CHANGES = {
     "model": "wrn-22-2",
@@ -202,9 +203,8 @@ def test_refusals_say_what_was_given_and_what_is_expected(fields: dict[str, obje
 
 
 def test_configurations_and_studies_do_not_import_torch() -> None:
-    program = (
-        "import sys, regrow_lab.config, regrow_lab.studies, regrow_lab.store, regrow_lab.launch; print(*sys.modules)"
-    )
+    modules = "regrow_lab.config, regrow_lab.studies, regrow_lab.store.folders, regrow_lab.launch"
+    program = f"import sys, {modules}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert "regrow_lab.launch" in loaded
     assert "torch" not in loaded

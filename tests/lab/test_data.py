@@ -25,8 +25,8 @@ from torch import Tensor
 from regrow_lab import data as data_module
 from regrow_lab.config import RunConfig
 from regrow_lab.data import Dataset, ImageFiles, Text, load_data, title_of
-from regrow_lab.data.cache import cache_folder, decoded
 from regrow_lab.data.cifar import CIFAR_10, CIFAR_100, Archive, find_cifar
+from regrow_lab.data.decoded_cache import cache_folder, decoded
 from regrow_lab.data.folder import decode_files, find_image_folder
 from regrow_lab.data.hugging_face import find_hugging_face
 from regrow_lab.data.idx import MNIST, find_idx, read_idx

@@ -16,14 +16,14 @@ from rich.console import Console
 from stored import store_run
 
 from regrow_files import shown
-from regrow_lab import store
-from regrow_lab.cli import main
+from regrow_lab.commands.cli import main
 from regrow_lab.config import RunConfig, data_name
-from regrow_lab.escaping import file_name, in_csv, in_markdown, one_line
-from regrow_lab.grids import Grid, to_csv, to_markdown
-from regrow_lab.progress import PlainProgress
-from regrow_lab.report import write_report
-from regrow_lab.study_report import write_claims
+from regrow_lab.launch.progress import PlainProgress
+from regrow_lab.report.folder_report import write_report
+from regrow_lab.report.plain_tables import Grid, to_csv, to_markdown
+from regrow_lab.report.study_report import write_claims
+from regrow_lab.store import folders
+from regrow_lab.store.escaping import file_name, in_csv, in_markdown, one_line
 
 PAGE = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
 OBEYED = [*"\\`*_<>[]()|~&#!;:/.\x1b\n\u202e", "&lt;", "www."]
@@ -69,8 +69,8 @@ def hostile(tmp_path: Path) -> Path:
         layers = {"<b>fc$x$</b>\x1b[2J": 0.1, "$\\frac{$": 0.1}
         told = {"machine": f"{HOSTILE}\x1b[31m\u202e", "torch": "<script>\n# head", "densities": layers}
         folder = store_run(tmp_path, seed=seed, model="x", result=told)
-        fields = store.read_json(folder / "config.json") | {"model": model, "data": "../../../out"}
-        store.write_json(folder / "config.json", fields)
+        fields = folders.read_json(folder / "config.json") | {"model": model, "data": "../../../out"}
+        folders.write_json(folder / "config.json", fields)
     return tmp_path
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regrow_lab.data.batches import Vectors
-from regrow_lab.evaluation import evaluate
+from regrow_lab.run.evaluation import evaluate
 
 
 class Said(nn.Module):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from regrow_lab import cli
+from regrow_lab.commands import cli
 from regrow_lab.data.fetch import Download, fetch
 from regrow_lab.data.sets import IMAGE_SETS
 

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from stored import LAYERS, store_run, store_study
 
-from regrow_lab.figures import _apart, accuracy_against_flops, accuracy_against_sparsity, layer_densities
-from regrow_lab.store import read_runs
-from regrow_lab.summary import Summary, summarise
+from regrow_lab.report.figures import _apart, accuracy_against_flops, accuracy_against_sparsity, layer_densities
+from regrow_lab.report.summary import Summary, summarise
+from regrow_lab.store.folders import read_runs
 
 Draw = Callable[[Sequence[Summary]], Figure | None]
 

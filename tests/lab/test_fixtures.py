@@ -9,12 +9,13 @@ import torch
 from fixtures.make import RUN, STEP, attached, levels, net
 
 import regrow
-from regrow.stages import SCHEMA
-from regrow_lab import checkpoint, sealed, store
+from regrow.procedures.stage_files import SCHEMA
 from regrow_lab.config import RunConfig
 from regrow_lab.methods import net_of
-from regrow_lab.summary import summarise
-from regrow_lab.training import Training
+from regrow_lab.report.summary import summarise
+from regrow_lab.run import checkpoint, checkpoint_files
+from regrow_lab.run.training import Training
+from regrow_lab.store import folders
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 VERSIONS = sorted(FIXTURES.glob("schema-*"))
@@ -25,7 +26,7 @@ STAGES = sorted(FIXTURES.glob("stages-*"))
 
 def test_every_schema_has_its_files() -> None:
     assert [path.name for path in STAGES] == [f"stages-{number}" for number in range(1, SCHEMA + 1)]
-    assert [path.name for path in VERSIONS] == [f"schema-{number}" for number in range(1, store.SCHEMA + 1)]
+    assert [path.name for path in VERSIONS] == [f"schema-{number}" for number in range(1, folders.SCHEMA + 1)]
 
 
 @pytest.mark.parametrize("folder", VERSIONS, ids=lambda path: path.name)
@@ -44,15 +45,15 @@ def test_every_file_says_its_schema(folder: Path) -> None:
 
 @pytest.mark.parametrize("folder", VERSIONS, ids=lambda path: path.name)
 def test_a_finished_run_is_read(folder: Path, tmp_path: Path) -> None:
-    run = store.read_run(folder / "run")
+    run = folders.read_run(folder / "run")
     assert RunConfig.from_dict({key: value for key, value in run.config.items() if key != "schema"}) == RUN
     assert [row["epoch"] for row in run.metrics] == [1, 2]
     [summary] = summarise([run])
     assert summary.mean == run.result["test_accuracy"]  # type: ignore[index]
-    weights = sealed.load(folder / "run" / "weights.pt", sealed.WEIGHTS)
+    weights = checkpoint_files.load(folder / "run" / "weights.pt", checkpoint_files.WEIGHTS)
     net_of(RUN).load_state_dict(weights["model"])
     shutil.copy(folder / "study.json", tmp_path)
-    store.open_study(tmp_path, "digits", 3, scale="small", data="", storage="dense")
+    folders.open_study(tmp_path, "digits", 3, scale="small", data="", storage="dense")
 
 
 @pytest.mark.parametrize("folder", VERSIONS, ids=lambda path: path.name)

@@ -20,17 +20,20 @@ from hypothesis import strategies as st
 from traps import TRAPS, within
 
 import regrow
-from regrow.sealing import digest
-from regrow.stages import StageFolder
-from regrow_lab import data, sealed, store, tune_storage
-from regrow_lab.cli import main
-from regrow_lab.data import cache, cifar, hugging_face
+from regrow.checksummed_files import digest
+from regrow.procedures.stage_files import StageFolder
+from regrow_lab import data
+from regrow_lab.commands.cli import main
+from regrow_lab.commands.tune import optuna_storage
+from regrow_lab.data import cifar, decoded_cache, hugging_face
 from regrow_lab.data.folder import check_one_size, decode_file
 from regrow_lab.data.idx import read_idx
 from regrow_lab.data.sets import IMAGE_SETS
 from regrow_lab.data.source import Decoded, Source, md5_of
 from regrow_lab.launch import slurm
-from regrow_lab.origin import Origin
+from regrow_lab.run import checkpoint_files
+from regrow_lab.run.starting_point import Origin
+from regrow_lab.store import folders
 
 EXTREMES = (
     b"\0" * 8,
@@ -85,7 +88,7 @@ def in_the_run(name: str) -> Callable[[Path], object]:
         shutil.copytree(run_folder(), folder)
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(path)
-        return Origin.read(folder, torch.device("cpu")) if name == "weights.pt" else store.read_run(folder)
+        return Origin.read(folder, torch.device("cpu")) if name == "weights.pt" else folders.read_run(folder)
 
     return read
 
@@ -101,7 +104,7 @@ def renamed(name: str, read: Callable[[Path], object]) -> Callable[[Path], objec
 
 
 def claimed(folder: Path) -> None:
-    with store.claim(folder):
+    with folders.claim(folder):
         pass
 
 
@@ -110,12 +113,12 @@ PATHS: dict[str, Callable[[Path], object]] = {
     "result.json": in_the_run("result.json"),
     "metrics.jsonl": in_the_run("metrics.jsonl"),
     "weights.pt": in_the_run("weights.pt"),
-    "study.json": renamed("study.json", lambda path: store.read_study(path.parent)),
+    "study.json": renamed("study.json", lambda path: folders.read_study(path.parent)),
     "lock": renamed("lock", lambda path: claimed(path.parent)),
-    "trials": lambda path: tune_storage.open_storage(tune_storage.address_of(f"sqlite:///{path}", path.parent), 60),
+    "trials": lambda path: optuna_storage.open_storage(optuna_storage.address_of(f"sqlite:///{path}", path.parent), 60),
     "jobs of SLURM": renamed("array-1.json", lambda path: slurm._table(path, "jobs")),
     "log of a job": slurm._says_out_of_memory,
-    "checkpoint.pt": lambda path: sealed.load(path, sealed.CHECKPOINT),
+    "checkpoint.pt": lambda path: checkpoint_files.load(path, checkpoint_files.CHECKPOINT),
     "level of a ticket": renamed("level-00.pt", lambda path: StageFolder(path.parent, {}).load("level-00")),
     "compact net": lambda path: regrow.load_compact(net(), path),
     "image": decode_file,
@@ -140,7 +143,7 @@ def test_what_is_no_file_is_refused_at_every_door(name: str, trap: str, tmp_path
     try:
         with within(60):
             PATHS[name](path)
-    except (ValueError, store.NotWrittenError) as error:
+    except (ValueError, folders.NotWrittenError) as error:
         said = str(error)
     assert said is None or str(tmp_path) in said
     assert said is not None or trap in ("loop", "ring")  # a way that leads nowhere is taken for nothing
@@ -150,7 +153,7 @@ def test_what_is_no_file_is_refused_at_every_door(name: str, trap: str, tmp_path
 def test_a_cache_that_is_no_file_is_made_again(trap: str, tmp_path: Path) -> None:
     TRAPS[trap][0](tmp_path / "trap")
     with within(60):
-        assert cache._load(tmp_path / "trap", "key") is None
+        assert decoded_cache._load(tmp_path / "trap", "key") is None
 
 
 @pytest.mark.parametrize(
@@ -213,7 +216,7 @@ def test_an_archive_of_tensors_that_would_fill_the_memory(tmp_path: Path) -> Non
         with pytest.raises(
             ValueError, match=r"weights.pt is refused, nothing of it was run: .* is compressed, or lies where"
         ):
-            sealed.load(path, sealed.WEIGHTS)
+            checkpoint_files.load(path, checkpoint_files.WEIGHTS)
 
 
 @pytest.mark.parametrize("label", [2**62, 2**31, 10, -1])

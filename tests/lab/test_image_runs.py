@@ -13,12 +13,13 @@ from PIL import Image
 from torch.nn import functional as F
 
 from regrow_lab import data as data_module
-from regrow_lab import sealed, store
 from regrow_lab.config import RunConfig
-from regrow_lab.evaluation import evaluate
 from regrow_lab.methods import net_of
-from regrow_lab.train import train
-from regrow_lab.training import Training
+from regrow_lab.run import checkpoint_files
+from regrow_lab.run.evaluation import evaluate
+from regrow_lab.run.resumable import train
+from regrow_lab.run.training import Training
+from regrow_lab.store import folders
 
 CPU = torch.device("cpu")
 OF_THE_MOMENT = ("seconds", "samples_per_second", "peak_memory_mib", "date")
@@ -66,9 +67,15 @@ def stop_before_step(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 
 def outcome(directory: Path, config: RunConfig) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    folder = store.run_folder(directory, config)
-    result = {key: value for key, value in store.read_json(folder / "result.json").items() if key not in OF_THE_MOMENT}
-    return (folder / "metrics.jsonl").read_text(), result, sealed.load(folder / "weights.pt", sealed.WEIGHTS)
+    folder = folders.run_folder(directory, config)
+    result = {
+        key: value for key, value in folders.read_json(folder / "result.json").items() if key not in OF_THE_MOMENT
+    }
+    return (
+        (folder / "metrics.jsonl").read_text(),
+        result,
+        checkpoint_files.load(folder / "weights.pt", checkpoint_files.WEIGHTS),
+    )
 
 
 def assert_stops_do_no_harm(config: RunConfig, whole: Path, stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +103,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
 ) -> None:
     config = RUNS[name]
     assert_stops_do_no_harm(config, tmp_path / "whole", tmp_path / "stopped", monkeypatch)
-    result = store.read_json(store.run_folder(tmp_path / "whole", config) / "result.json")
+    result = folders.read_json(folders.run_folder(tmp_path / "whole", config) / "result.json")
     assert result["status"] == "finished"
     assert result["sparsity"] == pytest.approx(config.sparsity, abs=0.01)
     assert (
@@ -141,7 +148,7 @@ def test_bright_is_told_from_dark() -> None:
 def test_the_loss_of_a_text_is_in_bits_over_every_character(data_root: Path, tmp_path: Path) -> None:
     config = RUNS["gpt"]
     result = train(config, tmp_path, keep_weights=True)
-    rows = store.read_run(store.run_folder(tmp_path, config)).metrics
+    rows = folders.read_run(folders.run_folder(tmp_path, config)).metrics
     for row in rows:
         assert row["train_bits"] == pytest.approx(row["train_loss"] / math.log(2))
     assert rows[-1]["train_bits"] < rows[0]["train_bits"] < 8.1
@@ -149,7 +156,9 @@ def test_the_loss_of_a_text_is_in_bits_over_every_character(data_root: Path, tmp
     content = (data_root / "text.txt").read_bytes()
     text = torch.tensor(list(content))[int(0.9 * len(content)) :]
     model = net_of(config, num_classes=256, context=512).eval()
-    model.load_state_dict(sealed.load(store.run_folder(tmp_path, config) / "weights.pt", sealed.WEIGHTS)["model"])
+    model.load_state_dict(
+        checkpoint_files.load(folders.run_folder(tmp_path, config) / "weights.pt", checkpoint_files.WEIGHTS)["model"]
+    )
     total, last = 0.0, len(text) - 1
     for start in range(0, last, 12):
         begin = min(start, last - 12)  # the last window reaches back
@@ -202,7 +211,7 @@ def test_dropout_is_of_wide_residual_nets() -> None:
 
 
 def test_signs_of_life_tell_the_throughput(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("regrow_lab.train.PULSE_SECONDS", 0.0)
+    monkeypatch.setattr("regrow_lab.run.resumable.PULSE_SECONDS", 0.0)
     lines, pulses = [], []
     config = RunConfig(**IMAGES)
     train(config, tmp_path, report=lines.append, pulse=pulses.append)
@@ -210,7 +219,7 @@ def test_signs_of_life_tell_the_throughput(tmp_path: Path, monkeypatch: pytest.M
     assert [pulse["step"] for pulse in pulses] == list(range(10))
     assert [pulse["epoch"] for pulse in pulses] == [step / 5 for step in range(10)]
     assert all(row["samples_per_second"] > 0 for row in (*lines, *pulses[1:]))
-    assert "samples_per_second" not in store.read_run(store.run_folder(tmp_path, config)).metrics[0]
+    assert "samples_per_second" not in folders.read_run(folders.run_folder(tmp_path, config)).metrics[0]
 
 
 @pytest.mark.slow

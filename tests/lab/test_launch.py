@@ -12,13 +12,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from regrow_lab import store
 from regrow_lab.config import RunConfig
 from regrow_lab.launch import Local, Outcome, Slurm, WorkerError
 from regrow_lab.launch import local as launching
+from regrow_lab.launch.progress import LiveProgress, PlainProgress, progress_for
 from regrow_lab.launch.slurm import _Watch
-from regrow_lab.progress import LiveProgress, PlainProgress, progress_for
-from regrow_lab.train import train
+from regrow_lab.run.resumable import train
+from regrow_lab.store import folders
 
 RUNS = [RunConfig(method="rigl", sparsity=0.5, epochs=1, seed=seed) for seed in range(5)]
 
@@ -88,7 +88,7 @@ def test_many_runs_in_few_processes_and_none_twice(tmp_path: Path, monkeypatch: 
     assert sorted(progress.finished) == sorted(ids(RUNS[1:]))
     assert 1 <= len(progress.workers) <= 2
     assert os.getpid() not in progress.workers
-    results = {run.config["seed"]: run.result for run in store.read_runs(tmp_path)}
+    results = {run.config["seed"]: run.result for run in folders.read_runs(tmp_path)}
     assert results[0] == before
     assert results[3]["test_accuracy"] == train(RUNS[3], tmp_path / "alone")["test_accuracy"]
     assert "1 thread" in results[3]["machine"]
@@ -108,10 +108,10 @@ def test_runs_that_are_asked_for_later_get_jobs_of_slurm_too(tmp_path: Path) -> 
         def _submit(self, runs: Sequence[RunConfig]) -> None:
             submitted.append([run.run_id for run in runs])
             for run in runs:
-                store.run_folder(tmp_path, run).mkdir(parents=True)
+                folders.run_folder(tmp_path, run).mkdir(parents=True)
                 result = {"status": "finished", "test_accuracy": 90.0, "diverged_at": None}
                 result |= {"train_ratio": 1.0, "seconds": 1.0}
-                store.write_json(store.run_folder(tmp_path, run) / "result.json", result)
+                folders.write_json(folders.run_folder(tmp_path, run) / "result.json", result)
 
     outcome, left = Outcome(), [RUNS[2:3], RUNS[1:2]]
     watch = Watch(Slurm(), tmp_path, Recorder(), outcome, RUNS[:1], lambda outcome: left.pop() if left else [])
@@ -124,7 +124,7 @@ def test_runs_that_are_asked_for_later_get_jobs_of_slurm_too(tmp_path: Path) -> 
 @pytest.fixture
 def three_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
-    monkeypatch.setattr("regrow_lab.machine.device_named", torch.device)
+    monkeypatch.setattr("regrow_lab.run.machine.device_named", torch.device)
 
 
 @pytest.mark.usefixtures("three_gpus")
@@ -177,8 +177,8 @@ def test_a_run_whose_worker_dies_is_started_again_and_at_last_given_up(
 def test_a_run_that_cannot_be_trained_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     progress = Recorder()
     wrong, unwritable, broken = RunConfig(model="lenet"), RunConfig(epochs=1), RunConfig(epochs=2)
-    (store.run_folder(tmp_path, unwritable) / "metrics.jsonl").mkdir(parents=True)
-    folder = store.run_folder(tmp_path, broken)
+    (folders.run_folder(tmp_path, unwritable) / "metrics.jsonl").mkdir(parents=True)
+    folder = folders.run_folder(tmp_path, broken)
     (folder / "config.json").mkdir(parents=True)
     outcome = Local(workers=1).launch([wrong, unwritable, broken, RUNS[0]], tmp_path, progress)
     assert progress.finished == [RUNS[0].run_id]
@@ -202,7 +202,7 @@ def test_what_breaks_a_run_before_it_has_a_folder_is_said_and_kept(tmp_path: Pat
 
 
 def test_a_run_of_another_process_is_waited_for_and_taken_over(tmp_path: Path) -> None:
-    folder = store.run_folder(tmp_path, RUNS[0])
+    folder = folders.run_folder(tmp_path, RUNS[0])
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     progress = Recorder()
@@ -231,7 +231,7 @@ def test_two_studies_in_one_folder_share_the_work(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert all(outcome.before + outcome.finished == 5 for outcome in outcomes)
-    for run in store.read_runs(tmp_path):
+    for run in folders.read_runs(tmp_path):
         assert [row["epoch"] for row in run.metrics] == [1]
         assert run.result is not None
 

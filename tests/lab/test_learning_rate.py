@@ -4,7 +4,7 @@ import pytest
 
 from regrow_lab.config import SCHEDULES as NAMES
 from regrow_lab.config import RunConfig
-from regrow_lab.learning_rate import SCHEDULES, learning_rate
+from regrow_lab.run.learning_rate import SCHEDULES, learning_rate
 
 
 def rates(config: RunConfig, steps: int) -> list[float]:

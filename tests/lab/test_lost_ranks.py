@@ -9,13 +9,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from regrow_lab import ranks, store
+from regrow_lab.run import data_parallel
+from regrow_lab.store import folders
 
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:36151"
 SCRIPT = """
 import os, signal, sys
 from regrow_lab import training
-from regrow_lab.cli import main
+from regrow_lab.commands.cli import main
 
 run_epoch = training.Training.run_epoch
 
@@ -34,7 +35,10 @@ sys.exit(main(sys.argv[1:]))
 )
 def test_a_lost_connection_is_said_in_a_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "3")
-    with pytest.raises(store.LostError, match=r"^rank 3 stopped, as another is gone") as lost, ranks.together():
+    with (
+        pytest.raises(folders.LostError, match=r"^rank 3 stopped, as another is gone") as lost,
+        data_parallel.together(),
+    ):
         raise error
     assert "\n" not in str(lost.value)
     assert "pair.cc" not in str(lost.value)
@@ -43,7 +47,7 @@ def test_a_lost_connection_is_said_in_a_line(error: Exception, monkeypatch: pyte
 
 @pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), torch.OutOfMemoryError("x"), ValueError(GLOO)])
 def test_other_errors_stay_themselves(error: Exception) -> None:
-    with pytest.raises(type(error)) as found, ranks.together():
+    with pytest.raises(type(error)) as found, data_parallel.together():
         raise error
     assert found.value is error
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from regrow.flops import count_flops
+from regrow.accounting.flops import count_flops
 from regrow.layers import find_layers
 from regrow_lab.models import FAMILIES, INPUT_SHAPES, MODELS, OF_TEXT, example_input, find_model, fit, input_shape
 from regrow_lab.models.char_gru import char_gru

@@ -14,15 +14,16 @@ from rich.console import Console
 from torch.nn import functional as F
 
 import regrow
-from regrow_lab import sealed, store
 from regrow_lab.config import RunConfig, imp_sparsity
-from regrow_lab.ending import result_of
 from regrow_lab.launch import Local
-from regrow_lab.order import order_of
-from regrow_lab.origin import Origin
-from regrow_lab.progress import progress_for
-from regrow_lab.train import train
-from regrow_lab.training import Training
+from regrow_lab.launch.progress import progress_for
+from regrow_lab.run import checkpoint_files
+from regrow_lab.run.data_order import order_of
+from regrow_lab.run.measurements import result_of
+from regrow_lab.run.resumable import train
+from regrow_lab.run.starting_point import Origin
+from regrow_lab.run.training import Training
+from regrow_lab.store import folders
 
 CPU = torch.device("cpu")
 SHORT: dict[str, Any] = {"epochs": 2, "every": 5}
@@ -37,7 +38,7 @@ def imp(level: int, **fields: Any) -> RunConfig:
 def end(directory: Path, config: RunConfig) -> Origin:
     """The end of a run, trained if need be, with its weights."""
     train(config, directory, keep_weights=True)
-    return Origin.read(store.run_folder(directory, config), CPU)
+    return Origin.read(folders.run_folder(directory, config), CPU)
 
 
 def alive(origin: Origin) -> int:
@@ -47,7 +48,7 @@ def alive(origin: Origin) -> int:
 def test_lottery_is_the_mask_of_pruning_on_the_seeds_own_weights(tmp_path: Path) -> None:
     config = RunConfig(method="lottery", sparsity=0.8, seed=3, **SHORT)
     ticket = end(tmp_path, config)
-    pruning = Origin.read(store.run_folder(tmp_path, dataclasses.replace(config, method="pruning")), CPU)
+    pruning = Origin.read(folders.run_folder(tmp_path, dataclasses.replace(config, method="pruning")), CPU)
     assert all(torch.equal(mask, pruning.masks[name]) for name, mask in ticket.masks.items())
     fresh = Training(config, CPU, pruning)
     dense = Training(RunConfig(seed=3, **SHORT), CPU)
@@ -63,7 +64,7 @@ def test_imp_prunes_exactly_a_fifth_a_round_and_masks_are_nested(tmp_path: Path)
     assert [alive(each) for each in ends] == [math.floor(0.8**level * WEIGHTS) for level in (1, 2, 3)]
     for one, other in itertools.pairwise(ends):
         assert all(bool((other.masks[name] <= mask).all()) for name, mask in one.masks.items())
-    before = Origin.read(store.run_folder(tmp_path, RunConfig(**SHORT)), CPU)
+    before = Origin.read(folders.run_folder(tmp_path, RunConfig(**SHORT)), CPU)
     kept = {name: before.model[name][mask].abs().min() for name, mask in ends[0].masks.items()}
     lost = {name: before.model[name][~mask].abs().max() for name, mask in ends[0].masks.items()}
     assert max(lost.values()) <= min(kept.values())  # one threshold over all layers
@@ -113,7 +114,7 @@ def test_nothing_starts_from_a_run_that_diverged(config: RunConfig, tmp_path: Pa
     for _ in range(2):
         with pytest.raises(ValueError, match=rf"starts from the end of {needed.run_id}, which diverged at step \d+: "):
             train(config, tmp_path)
-    assert not store.run_folder(tmp_path, config).exists()
+    assert not folders.run_folder(tmp_path, config).exists()
 
 
 @pytest.fixture(scope="module")
@@ -169,18 +170,18 @@ def test_weights_that_are_not_the_end_of_the_run_are_refused(
 ) -> None:
     shutil.copytree(pruned, tmp_path / "runs-of", dirs_exist_ok=True)
     ticket = dataclasses.replace(PRUNED, method="lottery")
-    path = store.run_folder(tmp_path / "runs-of", PRUNED) / "weights.pt"
-    content = sealed.load(path, sealed.WEIGHTS)
+    path = folders.run_folder(tmp_path / "runs-of", PRUNED) / "weights.pt"
+    content = checkpoint_files.load(path, checkpoint_files.WEIGHTS)
     change(content)
-    sealed.save(path, sealed.WEIGHTS, content)
+    checkpoint_files.save(path, checkpoint_files.WEIGHTS, content)
     with pytest.raises(ValueError, match=rf"^{path} is not the end of its run: {message}.*; delete its folder to have"):
         train(ticket, tmp_path / "runs-of")
-    assert not store.run_folder(tmp_path / "runs-of", ticket).exists()
+    assert not folders.run_folder(tmp_path / "runs-of", ticket).exists()
 
 
 def test_the_other_starts_of_imp(tmp_path: Path) -> None:
     rewound, trained = end(tmp_path, imp(2)), Training(imp(1, start="trained"), CPU, end(tmp_path, RunConfig(**SHORT)))
-    dense = Origin.read(store.run_folder(tmp_path, RunConfig(**SHORT)), CPU)
+    dense = Origin.read(folders.run_folder(tmp_path, RunConfig(**SHORT)), CPU)
     assert trained.sparsifier is not None
     for name, mask in trained.sparsifier.masks.items():
         assert torch.equal(trained.model.get_parameter(name), dense.model[name] * mask)
@@ -261,7 +262,7 @@ def test_the_order_of_the_data_parts_at_the_rewind_step() -> None:
 def test_the_line_goes_from_the_run_that_kept_its_order_to_this_one(config: RunConfig, tmp_path: Path) -> None:
     result = train(config, tmp_path)
     assert config.prerequisite is not None
-    base = store.read_json(store.run_folder(tmp_path, config.prerequisite) / "result.json")
+    base = folders.read_json(folders.run_folder(tmp_path, config.prerequisite) / "result.json")
     errors = result["line"]["errors"]
     assert errors[0] == pytest.approx(100 - base["test_accuracy"])
     assert errors[-1] == pytest.approx(100 - result["test_accuracy"])
@@ -302,11 +303,11 @@ def test_what_is_finished_without_weights_is_trained_beside_it_and_stays(tmp_pat
     config = RunConfig(method="lottery", sparsity=0.8, **SHORT)
     assert config.prerequisite is not None
     train(config.prerequisite, tmp_path)
-    path = store.run_folder(tmp_path, config.prerequisite) / "result.json"
+    path = folders.run_folder(tmp_path, config.prerequisite) / "result.json"
     before = path.read_bytes()
     train(config, tmp_path)
     assert path.read_bytes() == before
-    assert (store.run_folder(tmp_path / "again", config.prerequisite) / "weights.pt").exists()
+    assert (folders.run_folder(tmp_path / "again", config.prerequisite) / "weights.pt").exists()
 
 
 def test_the_launcher_keeps_the_weights_that_are_needed_and_no_others(tmp_path: Path) -> None:
@@ -315,7 +316,7 @@ def test_the_launcher_keeps_the_weights_that_are_needed_and_no_others(tmp_path: 
     runs = [lottery, RunConfig(**SHORT), lottery.prerequisite]
     done = Local(workers=1).launch(runs, tmp_path, progress_for(Console(quiet=True)))
     assert (done.finished, done.failed) == (3, {})
-    assert [(store.run_folder(tmp_path, run) / "weights.pt").exists() for run in runs] == [False, False, True]
+    assert [(folders.run_folder(tmp_path, run) / "weights.pt").exists() for run in runs] == [False, False, True]
     assert not (tmp_path / "again").exists()
 
 

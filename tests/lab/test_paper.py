@@ -9,15 +9,15 @@ import pytest
 import torch
 
 import regrow
-from regrow_lab import paper
-from regrow_lab.accounting import account
 from regrow_lab.config import RunConfig
 from regrow_lab.methods import DISTRIBUTIONS
 from regrow_lab.models import find_model
-from regrow_lab.paper import Published, Value
+from regrow_lab.report import paper
+from regrow_lab.report.paper import Published, Value
+from regrow_lab.report.summary import NAMES
+from regrow_lab.run.cost import account
 from regrow_lab.studies import STUDIES, study_runs
 from regrow_lab.studies.figure4 import RATIO_AT, SHARES, SPARSITIES, SPARSITY_AT
-from regrow_lab.summary import NAMES
 
 STEPS = 88_000
 LABEL = re.compile(r"(?P<name>[\w -]+?)(_(?P<times>\d)x)?( \((?P<notes>.*)\))?")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrow_lab.cli import main
+from regrow_lab.commands.cli import main
 from regrow_lab.config import RunConfig
 from regrow_lab.launch import Local, Outcome, deal, shard
 from regrow_lab.studies import STUDIES, study_runs

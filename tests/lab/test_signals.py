@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from regrow_lab.cli import main
-from regrow_lab.signals import TerminatedError, asking_to_stop, exit_code, terminating
+from regrow_lab.commands.cli import main
+from regrow_lab.commands.signals import TerminatedError, asking_to_stop, exit_code, terminating
 
 RUN = ["train", "--method", "rigl", "--sparsity", "0.9", "--epochs", "2", "--out"]
 
@@ -78,7 +78,7 @@ def outcome_of(script: str) -> tuple[int, str]:
 def test_one_that_comes_while_all_is_closed_ends_it_at_once_with_a_line(number: str, code: int) -> None:
     script = f"""
 import signal
-from regrow_lab.signals import terminating
+from regrow_lab.commands.signals import terminating
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
 with terminating():
     try:
@@ -96,7 +96,7 @@ import signal, sys
 
 class CtrlC:
     def find_spec(self, name, *_):
-        if name == "regrow_lab.cli":
+        if name == "regrow_lab.commands.cli":
             signal.raise_signal(signal.SIGINT)
 
 sys.meta_path.insert(0, CtrlC())

@@ -18,14 +18,14 @@ from typing import Any
 import pytest
 import slurm_cluster as cluster
 
-from regrow_lab import store
-from regrow_lab.cli import main
+from regrow_lab.commands.cli import main
 from regrow_lab.config import RunConfig
 from regrow_lab.launch import Local, Slurm, WorkerError, shard
 from regrow_lab.launch.outcome import unfinished
+from regrow_lab.launch.progress import Progress
 from regrow_lab.launch.shards import deal
 from regrow_lab.launch.slurm import Resources
-from regrow_lab.progress import Progress
+from regrow_lab.store import folders
 from regrow_lab.studies import study_runs
 
 pytestmark = pytest.mark.slurm
@@ -98,7 +98,7 @@ def in_background(work: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]
 
 
 def results(directory: Path) -> dict[str, dict[str, Any]]:
-    runs = store.read_runs(directory)
+    runs = folders.read_runs(directory)
     return {run.folder.name: {name: (run.result or {}).get(name) for name in SAME} for run in runs}
 
 
@@ -138,7 +138,7 @@ def test_a_study_with_every_mishap_is_the_same_as_locally_run_for_run(tmp_path: 
     wait_until(lambda: states("--partition=high") == ["RUNNING"])
     assert set(states("--partition=low")) == {"PENDING"}
     assert restarts() >= 1, "the preempted jobs are queued again by SLURM itself"
-    folder = store.run_folder(there, LONG)
+    folder = folders.run_folder(there, LONG)
     assert (folder / "checkpoint.pt").exists(), "the preempted jobs leave their checkpoints"
     # A run that goes on from its checkpoint writes all epochs up to it at once; one that began anew would write few.
     before = rows(there, LONG)
@@ -152,8 +152,8 @@ def test_a_study_with_every_mishap_is_the_same_as_locally_run_for_run(tmp_path: 
     assert outcome.finished == len(runs) == len(set(said.finished)) == len(said.finished)
     assert any("ran out of memory" in note and "twice the memory" in note for note in said.notes)
     for run in runs:
-        assert list(store.run_folder(there, run).glob("slurm-*.err")), "a run's folder leads to its logs"
-        assert all(link.resolve().is_file() for link in store.run_folder(there, run).glob("slurm-*_0.err"))
+        assert list(folders.run_folder(there, run).glob("slurm-*.err")), "a run's folder leads to its logs"
+        assert all(link.resolve().is_file() for link in folders.run_folder(there, run).glob("slurm-*_0.err"))
     Local(workers=2).launch(runs, here, Said())
     assert results(there) == results(here)
     for name in results(here):
@@ -162,7 +162,7 @@ def test_a_study_with_every_mishap_is_the_same_as_locally_run_for_run(tmp_path: 
 
 def rows(directory: Path, run: RunConfig) -> int:
     """Epochs that stand in the run's metrics."""
-    path = store.run_folder(directory, run) / "metrics.jsonl"
+    path = folders.run_folder(directory, run) / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 

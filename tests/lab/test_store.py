@@ -13,8 +13,8 @@ from typing import IO, Any
 import pytest
 from stored import store_run
 
-from regrow_lab import store
 from regrow_lab.config import RunConfig
+from regrow_lab.store import folders
 
 HOLD = """
 import sys, time
@@ -37,19 +37,19 @@ RESULT = {
 
 
 def stored_run(directory: Path, config: RunConfig) -> Path:
-    folder = store.run_folder(directory, config)
-    with store.claim(folder):
-        store.write_config(folder, config)
+    folder = folders.run_folder(directory, config)
+    with folders.claim(folder):
+        folders.write_config(folder, config)
         (folder / "metrics.jsonl").write_text('{"epoch": 1, "step": 21}\n{"epoch": 2, "step": 42}\n')
-        store.write_json(folder / "result.json", RESULT)
+        folders.write_json(folder / "result.json", RESULT)
     return folder
 
 
 def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
     config = RunConfig(seed=4)
     folder = stored_run(tmp_path, config)
-    store.sweep(folder)
-    [run] = store.read_runs(tmp_path)
+    folders.sweep(folder)
+    [run] = folders.read_runs(tmp_path)
     assert run.folder == folder == tmp_path / "runs" / config.run_id
     assert run.config == {"schema": 1, **config.to_dict()}
     assert run.metrics == [{"epoch": 1, "step": 21}, {"epoch": 2, "step": 42}]
@@ -61,27 +61,27 @@ def test_an_unfinished_run_is_read_up_to_its_last_whole_line(tmp_path: Path) -> 
     folder = stored_run(tmp_path, RunConfig())
     (folder / "result.json").unlink()
     (folder / "metrics.jsonl").write_text('{"epoch": 1}\n{"epo')
-    [run] = store.read_runs(tmp_path)
+    [run] = folders.read_runs(tmp_path)
     assert run.metrics == [{"epoch": 1}]
     assert run.result is None
-    assert not store.is_finished(folder)
+    assert not folders.is_finished(folder)
 
 
 def test_a_folder_that_has_not_got_as_far_as_its_configuration_is_no_run(tmp_path: Path) -> None:
-    with store.claim(tmp_path / "runs" / "begun"):
-        assert store.read_runs(tmp_path) == []
+    with folders.claim(tmp_path / "runs" / "begun"):
+        assert folders.read_runs(tmp_path) == []
 
 
 def test_a_file_is_replaced_whole_or_stays(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
-    store.write_json(path, {"a": 1})
+    folders.write_json(path, {"a": 1})
 
     def fail_halfway(file: object) -> None:
         file.write(b"half")
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        store.write_whole(path, fail_halfway)
+        folders.write_whole(path, fail_halfway)
     assert json.loads(path.read_text()) == {"schema": 1, "a": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
 
@@ -98,9 +98,9 @@ def test_metrics_that_do_not_lead_to_the_result(lines: list[bytes], tmp_path: Pa
     path = stored_run(tmp_path, RunConfig()) / "metrics.jsonl"
     path.write_bytes(b"".join(lines))
     with pytest.raises(ValueError, match=rf"^{path} has \d lines up to step .* put it back as it was, or delete it"):
-        store.read_runs(tmp_path)
+        folders.read_runs(tmp_path)
     path.unlink()
-    [run] = store.read_runs(tmp_path)  # as those are that were stored without
+    [run] = folders.read_runs(tmp_path)  # as those are that were stored without
     assert run.metrics == []
 
 
@@ -124,7 +124,7 @@ def test_a_file_of_a_run_that_is_refused_is_named(name: str, content: bytes, mes
     path = stored_run(tmp_path, RunConfig()) / name
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"^{path} .*{message}"):
-        store.read_runs(tmp_path)
+        folders.read_runs(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -143,20 +143,20 @@ def test_a_file_of_a_run_that_is_refused_is_named(name: str, content: bytes, mes
 )
 def test_a_result_that_cannot_be(field: str, value: object, tmp_path: Path) -> None:
     path = stored_run(tmp_path, RunConfig()) / "result.json"
-    store.write_json(path, RESULT | {field: value})
+    folders.write_json(path, RESULT | {field: value})
     with pytest.raises(
         ValueError, match=f"^{path} is damaged: {field}.* delete the run's folder to have it done again"
     ):
-        store.read_runs(tmp_path)
+        folders.read_runs(tmp_path)
 
 
 @pytest.mark.parametrize("seeds", [0, -3, 10**18, 2**70, 1001, 3.0, True, "3"])
 def test_a_number_of_seeds_that_no_study_has(seeds: object, tmp_path: Path) -> None:
-    store.write_json(tmp_path / "study.json", {"study": "digits", "seeds": seeds})
+    folders.write_json(tmp_path / "study.json", {"study": "digits", "seeds": seeds})
     with pytest.raises(
         ValueError, match=r"study.json is damaged: seeds is .*, expected .*and the study's command makes"
     ):
-        store.read_study(tmp_path)
+        folders.read_study(tmp_path)
 
 
 @contextmanager
@@ -171,36 +171,43 @@ def full_disk(left: int) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, handler)
 
 
-@pytest.mark.parametrize("write", [store.write_lines, lambda path, rows: store.append_line(path, {"rows": rows})])
+@pytest.mark.parametrize("write", [folders.write_lines, lambda path, rows: folders.append_line(path, {"rows": rows})])
 def test_on_a_full_disk_the_lines_before_are_whole(tmp_path: Path, write: Callable[[Path, Any], None]) -> None:
     path, rows = tmp_path / "metrics.jsonl", [{"epoch": number, "name": "x" * 100} for number in range(100)]
-    store.write_lines(path, rows)
+    folders.write_lines(path, rows)
     before = path.read_bytes()
-    with full_disk(4096), pytest.raises(store.NotWrittenError, match=r"metrics.jsonl could not be written .*is whole"):
+    with (
+        full_disk(4096),
+        pytest.raises(folders.NotWrittenError, match=r"metrics.jsonl could not be written .*is whole"),
+    ):
         write(path, rows)
     assert path.read_bytes().startswith(before)
-    assert store._read_metrics(path) == rows
+    assert folders._read_metrics(path) == rows
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_a_disk_that_is_full_from_the_start_is_named(tmp_path: Path) -> None:
-    with full_disk(0), pytest.raises(store.NotWrittenError) as error, store.claim(tmp_path):
+    with full_disk(0), pytest.raises(folders.NotWrittenError) as error, folders.claim(tmp_path):
         pass
     assert str(error.value).startswith(f"{tmp_path / 'lock'} could not be written (")
-    with store.claim(tmp_path):
+    with folders.claim(tmp_path):
         pass
 
 
 def test_a_number_that_json_does_not_have_is_never_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        store.write_json(tmp_path / "result.json", {"loss": float("nan")})
+        folders.write_json(tmp_path / "result.json", {"loss": float("nan")})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_claimed_run_is_refused_and_says_who_holds_it(tmp_path: Path) -> None:
-    with store.claim(tmp_path), pytest.raises(store.ClaimedError, match="under way in process"), store.claim(tmp_path):
+    with (
+        folders.claim(tmp_path),
+        pytest.raises(folders.ClaimedError, match="under way in process"),
+        folders.claim(tmp_path),
+    ):
         pass
-    with store.claim(tmp_path):
+    with folders.claim(tmp_path):
         pass
 
 
@@ -209,36 +216,36 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     assert holder.stdout is not None
     with holder.stdout:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(store.ClaimedError, match=f"process {holder.pid} on"), store.claim(tmp_path):
+        with pytest.raises(folders.ClaimedError, match=f"process {holder.pid} on"), folders.claim(tmp_path):
             pass
         holder.kill()
         holder.wait()
-    with store.claim(tmp_path):
+    with folders.claim(tmp_path):
         pass
 
 
 def test_what_a_killed_process_was_writing_is_swept_up(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt.123.part").write_text("half")
-    with store.claim(tmp_path):
+    with folders.claim(tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
-    store.write_config(tmp_path, RunConfig())
-    store.write_config(tmp_path, RunConfig())
+    folders.write_config(tmp_path, RunConfig())
+    folders.write_config(tmp_path, RunConfig())
     with pytest.raises(ValueError, match="of another run than dense-seed1-"):
-        store.write_config(tmp_path, RunConfig(seed=1))
+        folders.write_config(tmp_path, RunConfig(seed=1))
 
 
 @pytest.mark.parametrize(
     ("field", "value"), [("sparsity", None), ("method", ["x"]), ("epochs", "1"), ("batch_size", 2**70)]
 )
 def test_a_configuration_of_other_kinds_is_damaged(field: str, value: object, tmp_path: Path) -> None:
-    store.write_config(tmp_path, RunConfig())
-    fields = store.read_json(tmp_path / "config.json") | {field: value}
+    folders.write_config(tmp_path, RunConfig())
+    fields = folders.read_json(tmp_path / "config.json") | {field: value}
     (tmp_path / "config.json").write_text(json.dumps(fields))
     with pytest.raises(ValueError, match=rf"config\.json is damaged: {field} is .*delete the run's folder"):
-        store.write_config(tmp_path, RunConfig())
+        folders.write_config(tmp_path, RunConfig())
 
 
 def test_a_copy_of_a_run_is_no_other_seed(tmp_path: Path) -> None:
@@ -246,68 +253,68 @@ def test_a_copy_of_a_run_is_no_other_seed(tmp_path: Path) -> None:
         folder = store_run(tmp_path, seed=seed)
     copy = folder.with_name(f"{folder.name}-backup")
     shutil.copytree(folder, copy)
-    fields = store.read_json(copy / "config.json")
+    fields = folders.read_json(copy / "config.json")
     del fields["dropout"]  # as an older version wrote it
-    store.write_json(copy / "config.json", fields)
+    folders.write_json(copy / "config.json", fields)
     with pytest.raises(ValueError, match=rf"{copy} holds the same run as {folder}, which would count twice: move one"):
-        store.read_runs(tmp_path)
+        folders.read_runs(tmp_path)
     (copy / "result.json").unlink()
-    assert sum(run.result is not None for run in store.read_runs(tmp_path)) == 2
+    assert sum(run.result is not None for run in folders.read_runs(tmp_path)) == 2
 
 
 def test_equal_process_numbers_of_two_machines_do_not_meet(tmp_path: Path) -> None:
     path = tmp_path / "study.json"
 
     def write(file: IO[bytes]) -> None:
-        store.write_json(path, {"of": "the other"})  # as a container with the same number does meanwhile
+        folders.write_json(path, {"of": "the other"})  # as a container with the same number does meanwhile
         file.write(b"ours")
 
-    store.write_whole(path, write)
+    folders.write_whole(path, write)
     assert path.read_bytes() == b"ours"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_refusals_of_reading(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no runs"):
-        store.read_runs(tmp_path)
+        folders.read_runs(tmp_path)
     with pytest.raises(ValueError, match="is not a run folder"):
-        store.read_run(tmp_path)
+        folders.read_run(tmp_path)
     folder = stored_run(tmp_path, RunConfig())
     (folder / "result.json").write_text("{")
     with pytest.raises(ValueError, match=r"result\.json is not readable JSON"):
-        store.read_runs(tmp_path)
+        folders.read_runs(tmp_path)
     (folder / "result.json").write_text('{"schema": 2}')
     with pytest.raises(ValueError, match="has schema 2, this version reads 1"):
-        store.read_runs(tmp_path)
+        folders.read_runs(tmp_path)
 
 
 def test_a_study_folder_is_made_found_again_and_grows(tmp_path: Path) -> None:
     out = tmp_path / "new" / "digits"
-    store.open_study(out, "digits", 3)
-    store.open_study(out, "digits", 5)
-    store.open_study(out, "digits", 2)
-    assert store.read_json(out / "study.json") == {"schema": 1, "study": "digits", "seeds": 5}
+    folders.open_study(out, "digits", 3)
+    folders.open_study(out, "digits", 5)
+    folders.open_study(out, "digits", 2)
+    assert folders.read_json(out / "study.json") == {"schema": 1, "study": "digits", "seeds": 5}
 
 
 def test_refusals_of_study_folders(tmp_path: Path) -> None:
-    store.open_study(tmp_path / "a", "other", 3)
+    folders.open_study(tmp_path / "a", "other", 3)
     with pytest.raises(ValueError, match="folder of the study 'other', not 'digits'"):
-        store.open_study(tmp_path / "a", "digits", 3)
+        folders.open_study(tmp_path / "a", "digits", 3)
     with pytest.raises(ValueError, match="is not a study folder, and not empty"):
-        store.open_study(tmp_path, "digits", 3)
+        folders.open_study(tmp_path, "digits", 3)
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file"):
-        store.open_study(tmp_path / "file", "digits", 3)
+        folders.open_study(tmp_path / "file", "digits", 3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "file"]
 
 
 def test_a_claim_leaves_no_lock_whoever_comes_by(tmp_path: Path) -> None:
-    with store.claim(tmp_path):
-        with pytest.raises(store.ClaimedError), store.claim(tmp_path):
+    with folders.claim(tmp_path):
+        with pytest.raises(folders.ClaimedError), folders.claim(tmp_path):
             pass
         assert (tmp_path / "lock").exists()
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(RuntimeError, match="stopped"), store.claim(tmp_path):
+    with pytest.raises(RuntimeError, match="stopped"), folders.claim(tmp_path):
         raise RuntimeError("stopped")
     assert list(tmp_path.iterdir()) == []
 
@@ -324,18 +331,18 @@ def test_a_lock_that_its_holder_took_away_is_not_held(tmp_path: Path, monkeypatc
         lock(file, operation)
 
     monkeypatch.setattr(fcntl, "flock", slow)
-    with store.claim(tmp_path):
+    with folders.claim(tmp_path):
         assert len(seen) == 2
-        with pytest.raises(store.ClaimedError, match="under way in process"), store.claim(tmp_path):
+        with pytest.raises(folders.ClaimedError, match="under way in process"), folders.claim(tmp_path):
             pass
 
 
 def test_a_claim_never_takes_the_lock_of_another_away(tmp_path: Path) -> None:
     with ExitStack() as first, ExitStack() as second:
-        first.enter_context(store.claim(tmp_path))
-        store.sweep(tmp_path)  # as a process that found the run finished
-        second.enter_context(store.claim(tmp_path))
+        first.enter_context(folders.claim(tmp_path))
+        folders.sweep(tmp_path)  # as a process that found the run finished
+        second.enter_context(folders.claim(tmp_path))
         first.close()
         assert (tmp_path / "lock").exists()
-        with pytest.raises(store.ClaimedError), store.claim(tmp_path):
+        with pytest.raises(folders.ClaimedError), folders.claim(tmp_path):
             pass

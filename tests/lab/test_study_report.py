@@ -10,19 +10,20 @@ from typing import Any
 import pytest
 from stored import store_run
 
-from regrow_lab import paper, study_command, study_figures
-from regrow_lab.claims import QUESTIONS, claims_page, judge, time_row
-from regrow_lab.cli import main
-from regrow_lab.comparison import comparisons
+from regrow_lab.commands import study
+from regrow_lab.commands.cli import main
 from regrow_lab.config import RunConfig, imp_sparsity
-from regrow_lab.grids import Grid, to_csv, to_markdown, to_text
 from regrow_lab.launch import Local, Outcome
-from regrow_lab.pairs import Pair, quantile
-from regrow_lab.report import write_report
-from regrow_lab.store import open_study, read_runs
+from regrow_lab.report import paper, study_figures
+from regrow_lab.report.claims import QUESTIONS, claims_page, judge, time_row
+from regrow_lab.report.comparison import comparisons
+from regrow_lab.report.folder_report import write_report
+from regrow_lab.report.pairs import Pair, quantile
+from regrow_lab.report.plain_tables import Grid, to_csv, to_markdown, to_text
+from regrow_lab.report.study_report import cells_of, write_claims
+from regrow_lab.report.summary import Summary
+from regrow_lab.store.folders import open_study, read_runs
 from regrow_lab.studies import STUDIES
-from regrow_lab.study_report import cells_of, write_claims
-from regrow_lab.summary import Summary
 
 WRN = {"model": "wrn-22-2", "data": "cifar10"}
 TABLE_2 = {"study": "table2", "scale": "paper"}
@@ -431,7 +432,7 @@ def test_the_data_of_a_study(
     monkeypatch.setenv("REGROW_DATA", "elsewhere")
     monkeypatch.setitem(STUDIES, "table2", fake)
     monkeypatch.setattr(Local, "launch", lambda *_, **__: Outcome())
-    monkeypatch.setattr(study_command, "print_report", lambda _: None)
+    monkeypatch.setattr(study, "print_report", lambda _: None)
     assert main(["study", "table2", "--out", str(tmp_path / "out"), *arguments]) == 0
     assert asked == [("paper" if "paper" in arguments else "small", expected)]
     assert os.environ["REGROW_DATA"] == (str(Path.cwd()) if "--data-dir" in arguments else "elsewhere")

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from rich.text import Text
 from stored import store_run, store_study
 
-from regrow_lab.renderings import to_csv, to_latex, to_markdown, to_text
-from regrow_lab.store import read_runs
-from regrow_lab.summary import GROUPS, Summary, summarise
-from regrow_lab.tables import Cell, Table, best_of_groups, make_tables
+from regrow_lab.report.renderings import to_csv, to_latex, to_markdown, to_text
+from regrow_lab.report.summary import GROUPS, Summary, summarise
+from regrow_lab.report.tables import Cell, Table, best_of_groups, make_tables
+from regrow_lab.store.folders import read_runs
 
 
 @pytest.fixture

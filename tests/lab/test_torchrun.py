@@ -11,18 +11,19 @@ import pytest
 import torch
 from searches import wait_until
 
-from regrow_lab import sealed, store
 from regrow_lab.config import RunConfig
 from regrow_lab.launch import Torchrun, torchrun
-from regrow_lab.progress import PlainProgress
-from regrow_lab.train import train
+from regrow_lab.launch.progress import PlainProgress
+from regrow_lab.run import checkpoint_files
+from regrow_lab.run.resumable import train
+from regrow_lab.store import folders
 
 RUN = RunConfig(method="rigl", sparsity=0.9, epochs=8, every=5)
 
 
 def weights(directory: Path, run: RunConfig = RUN) -> dict[str, dict[str, torch.Tensor]]:
-    path = store.run_folder(directory, run) / "weights.pt"
-    return sealed.load(path, sealed.WEIGHTS, torch.device("cpu"))
+    path = folders.run_folder(directory, run) / "weights.pt"
+    return checkpoint_files.load(path, checkpoint_files.WEIGHTS, torch.device("cpu"))
 
 
 def test_two_processes_make_the_run_of_one(tmp_path: Path) -> None:
@@ -30,7 +31,7 @@ def test_two_processes_make_the_run_of_one(tmp_path: Path) -> None:
     outcome = Torchrun(processes=2).launch([RUN], tmp_path / "two", PlainProgress.__new__(Quiet))
     assert outcome.failed == {}
     assert outcome.finished == 1
-    together = store.read_json(store.run_folder(tmp_path / "two", RUN) / "result.json")
+    together = folders.read_json(folders.run_folder(tmp_path / "two", RUN) / "result.json")
     assert together["machine"].endswith("2 processes")
     assert together["test_loss"] == pytest.approx(alone["test_loss"], rel=1e-3)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
@@ -54,7 +55,7 @@ def test_with_batch_norm_the_processes_agree_though_not_with_one_process(tmp_pat
     # A run whose processes end with different masks, or masks and weights that do not fit, is not finished.
     outcome = Torchrun(processes=2).launch([run], tmp_path / "two", PlainProgress.__new__(Quiet))
     assert (outcome.finished, outcome.failed) == (1, {})
-    together = store.read_json(store.run_folder(tmp_path / "two", run) / "result.json")
+    together = folders.read_json(folders.run_folder(tmp_path / "two", run) / "result.json")
     assert together["updates"] == alone["updates"] > 5
     one, two = weights(tmp_path / "one", run), weights(tmp_path / "two", run)
     for name, mask in one["masks"].items():
@@ -86,7 +87,7 @@ def test_whatever_a_run_cannot_begin_with_is_said_once(tmp_path: Path, monkeypat
     def broken(*_: object) -> None:
         raise IndexError("no such row")
 
-    monkeypatch.setattr("regrow_lab.training.Training", broken)
+    monkeypatch.setattr("regrow_lab.run.training.Training", broken)
     outcome = Torchrun(processes=2).launch([RunConfig()], tmp_path, PlainProgress.__new__(Quiet))
     assert outcome.failed == {RunConfig().run_id: "IndexError: no such row"}
     assert not list(tmp_path.iterdir())
@@ -95,10 +96,10 @@ def test_whatever_a_run_cannot_begin_with_is_said_once(tmp_path: Path, monkeypat
 def test_a_run_on_two_processes_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     train(RUN, tmp_path / "one", keep_weights=True)
     counted = iter(range(10_000))
-    with pytest.raises(store.StoppedError):
+    with pytest.raises(folders.StoppedError):
         train(RUN, tmp_path / "two", stopping=lambda: next(counted) == 50)
     assert Torchrun(processes=2).launch([RUN], tmp_path / "two", PlainProgress.__new__(Quiet)).finished == 1
-    rows = store.read_run(store.run_folder(tmp_path / "two", RUN)).metrics
+    rows = folders.read_run(folders.run_folder(tmp_path / "two", RUN)).metrics
     assert [row["epoch"] for row in rows] == list(range(1, 9))
     for name, mask in weights(tmp_path / "one")["masks"].items():
         assert torch.equal(mask, weights(tmp_path / "two")["masks"][name])
@@ -117,8 +118,8 @@ from pathlib import Path
 from rich.console import Console
 from regrow_lab.config import RunConfig
 from regrow_lab.launch import Torchrun
-from regrow_lab.progress import PlainProgress
-from regrow_lab.signals import terminating
+from regrow_lab.launch.progress import PlainProgress
+from regrow_lab.commands.signals import terminating
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
 with terminating():
     Torchrun().launch([RunConfig(**{LONG.to_dict()!r})], Path({str(tmp_path)!r}), PlainProgress(Console()))
@@ -133,7 +134,7 @@ with terminating():
 
 
 def epochs(directory: Path) -> list[str]:
-    path = store.run_folder(directory, LONG) / "metrics.jsonl"
+    path = folders.run_folder(directory, LONG) / "metrics.jsonl"
     return path.read_text().splitlines() if path.exists() else []
 
 
@@ -152,7 +153,7 @@ def test_a_command_that_ends_takes_its_processes_along_and_they_leave_a_checkpoi
     if number == signal.SIGKILL:
         wait_until(lambda: not processes_of(tmp_path))
     assert not processes_of(tmp_path)
-    assert (store.run_folder(tmp_path, LONG) / "checkpoint.pt").exists()
+    assert (folders.run_folder(tmp_path, LONG) / "checkpoint.pt").exists()
 
 
 ENDED = {"status": "diverged", "test_accuracy": None, "diverged_at": 1, "train_ratio": 1.0, "seconds": 0.1}
@@ -163,25 +164,25 @@ def test_a_run_that_another_process_takes_is_waited_for(
     before: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    folder = store.run_folder(tmp_path, RUN)
+    folder = folders.run_folder(tmp_path, RUN)
     another = ExitStack()
     starts: list[Path] = []
 
     def is_refused(_: Sequence[str], log: Path) -> int:
         starts.append(log)
-        another.enter_context(store.claim(folder))
+        another.enter_context(folders.claim(folder))
         return 1
 
     class Progress(Quiet):
         def note(self, line: str) -> None:
             said.append(line)
             if "waiting for it" in line:
-                store.write_json(folder / "result.json", ENDED)
+                folders.write_json(folder / "result.json", ENDED)
                 another.close()
 
     monkeypatch.setattr(torchrun, "_run", is_refused)
     if before:
-        another.enter_context(store.claim(folder))
+        another.enter_context(folders.claim(folder))
     outcome = Torchrun().launch([RUN], tmp_path, Progress.__new__(Progress))
     assert (outcome.finished, outcome.failed) == (1, {})
     assert len(starts) == (0 if before else 1)

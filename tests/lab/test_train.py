@@ -9,16 +9,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from regrow_lab import order as order_module
-from regrow_lab import sealed, store, training
-from regrow_lab import train as train_module
 from regrow_lab.config import RunConfig
 from regrow_lab.data import load_data
 from regrow_lab.methods import net_of
 from regrow_lab.models import MODELS
-from regrow_lab.order import data_order
-from regrow_lab.train import train
-from regrow_lab.training import Training
+from regrow_lab.run import checkpoint_files, training
+from regrow_lab.run import data_order as order_module
+from regrow_lab.run import resumable as train_module
+from regrow_lab.run.data_order import data_order
+from regrow_lab.run.resumable import train
+from regrow_lab.run.training import Training
+from regrow_lab.store import folders
 
 SHORT = {"epochs": 2, "every": 5}  # 42 steps
 METHODS = [
@@ -56,12 +57,16 @@ def stop_before_step(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 def outcome(directory: Path, config: RunConfig) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """All that a run leaves behind: its metrics, its result without what depends on the moment, its weights."""
-    folder = store.run_folder(directory, config)
+    folder = folders.run_folder(directory, config)
     assert {path.name for path in folder.iterdir()} == {"config.json", "metrics.jsonl", "result.json", "weights.pt"}
     result = {
-        name: value for name, value in store.read_json(folder / "result.json").items() if name not in OF_THE_MOMENT
+        name: value for name, value in folders.read_json(folder / "result.json").items() if name not in OF_THE_MOMENT
     }
-    return (folder / "metrics.jsonl").read_text(), result, sealed.load(folder / "weights.pt", sealed.WEIGHTS)
+    return (
+        (folder / "metrics.jsonl").read_text(),
+        result,
+        checkpoint_files.load(folder / "weights.pt", checkpoint_files.WEIGHTS),
+    )
 
 
 def assert_same(one: Path, other: Path, config: RunConfig) -> None:
@@ -87,7 +92,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("config", METHODS, ids=lambda config: config.method)
 def test_a_run_is_stored_with_its_result(whole: Path, config: RunConfig) -> None:
-    stored = store.read_run(store.run_folder(whole, config))
+    stored = folders.read_run(folders.run_folder(whole, config))
     assert stored.result is not None
     assert stored.config == {"schema": 1, **config.to_dict()}
     assert stored.result["status"] == "finished"
@@ -102,7 +107,7 @@ def test_a_run_is_stored_with_its_result(whole: Path, config: RunConfig) -> None
 
 @pytest.mark.parametrize("config", METHODS, ids=lambda config: config.method)
 def test_sparsity_and_flops_are_the_methods_own(whole: Path, config: RunConfig) -> None:
-    result = store.read_json(store.run_folder(whole, config) / "result.json")
+    result = folders.read_json(folders.run_folder(whole, config) / "result.json")
     forward, mean = result["sparse_flops"] / 100_400, result["mean_sparse_flops"] / 100_400
     assert result["test_ratio"] == pytest.approx(forward, abs=1e-5)
     assert result["sparsity"] == pytest.approx(config.sparsity, abs=0.01)
@@ -146,7 +151,7 @@ def test_the_stored_weights_are_the_net_that_was_tested(whole: Path) -> None:
 
 def test_a_finished_run_is_not_trained_again(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stop_before_step(monkeypatch, 0)
-    assert train(RIGL, whole) == store.read_json(store.run_folder(whole, RIGL) / "result.json")
+    assert train(RIGL, whole) == folders.read_json(folders.run_folder(whole, RIGL) / "result.json")
 
 
 @pytest.mark.parametrize("config", METHODS, ids=lambda config: config.method)
@@ -157,7 +162,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
         stop_before_step(monkeypatch, step)
         with pytest.raises(Killed):
             train(config, tmp_path, checkpoint_seconds=0, keep_weights=True)
-    assert (store.run_folder(tmp_path, config) / "checkpoint.pt").exists()
+    assert (folders.run_folder(tmp_path, config) / "checkpoint.pt").exists()
     train(config, tmp_path, keep_weights=True)
     assert_same(whole, tmp_path, config)
 
@@ -191,7 +196,7 @@ def test_without_a_checkpoint_it_starts_anew(whole: Path, tmp_path: Path, monkey
     stop_before_step(monkeypatch, 30)
     with pytest.raises(Killed):
         train(RIGL, tmp_path, keep_weights=True)
-    folder = store.run_folder(tmp_path, RIGL)
+    folder = folders.run_folder(tmp_path, RIGL)
     assert not (folder / "checkpoint.pt").exists()
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 1
     train(RIGL, tmp_path, keep_weights=True)
@@ -211,7 +216,7 @@ def test_killed_while_the_result_is_written(whole: Path, tmp_path: Path, monkeyp
 
 
 def test_a_run_that_another_process_has_is_left_alone(tmp_path: Path) -> None:
-    with store.claim(store.run_folder(tmp_path, RIGL)), pytest.raises(store.ClaimedError):
+    with folders.claim(folders.run_folder(tmp_path, RIGL)), pytest.raises(folders.ClaimedError):
         train(RIGL, tmp_path)
 
 
@@ -236,7 +241,7 @@ def test_the_step_of_the_first_loss_that_is_none_is_stored(
     monkeypatch.setattr(F, "cross_entropy", cross_entropy)
     result = train(RIGL, tmp_path)
     assert (result["status"], result["diverged_at"]) == ("diverged", step + 1)
-    last = store.read_run(store.run_folder(tmp_path, RIGL)).metrics[-1]
+    last = folders.read_run(folders.run_folder(tmp_path, RIGL)).metrics[-1]
     assert last["step"] == result["steps"] == (21 if step < 21 else 42)
     assert (last["train_loss"] is None) == (not math.isfinite(loss))
 
@@ -318,7 +323,7 @@ def test_a_longer_run_stretches_the_schedule_and_the_last_update_alone(tmp_path:
     assert result["steps"] == 84
     assert result["updates"] == 0.75 * 84 // 5
     assert result["train_ratio"] == pytest.approx(0.2, rel=1e-3)
-    rates = [row["learning_rate"] for row in store.read_run(store.run_folder(tmp_path, config)).metrics]
+    rates = [row["learning_rate"] for row in folders.read_run(folders.run_folder(tmp_path, config)).metrics]
     assert rates == [pytest.approx(0.05 * (1 + math.cos(math.pi * step / 84))) for step in (20, 41, 62, 83)]
 
 

@@ -23,16 +23,17 @@ from rich.console import Console
 from searches import PROBLEM, TRIALS, Instant, Killed, Killer, Machine, points, score_of, wait_until
 from sqlalchemy.exc import OperationalError
 
-from regrow_lab import store, tune, tune_trials
-from regrow_lab.cli import main
+from regrow_lab.commands.cli import main
+from regrow_lab.commands.tune import search, trials
+from regrow_lab.commands.tune.optuna_storage import quiet
+from regrow_lab.commands.tune.search import refuse_others
+from regrow_lab.commands.tune.trials import PROBLEM as ATTRIBUTE
+from regrow_lab.commands.tune.trials import Search, SearchError, is_hopeless
 from regrow_lab.launch import Outcome
-from regrow_lab.progress import SearchProgress
+from regrow_lab.launch.progress import SearchProgress
+from regrow_lab.store import folders
 from regrow_lab.studies import study_runs
 from regrow_lab.studies.table4 import REFERENCE, problems
-from regrow_lab.tune import refuse_others
-from regrow_lab.tune_storage import quiet
-from regrow_lab.tune_trials import PROBLEM as ATTRIBUTE
-from regrow_lab.tune_trials import Search, SearchError, is_hopeless
 
 GRID = dataclasses.replace(
     PROBLEM, grid=tuple(dataclasses.replace(PROBLEM.base, drop_fraction=alpha) for alpha in (0.1, 0.2, 0.3, 0.4, 0.5))
@@ -253,7 +254,7 @@ def test_a_trial_of_a_machine_that_died_is_tried_anew(tmp_path: Path, monkeypatc
     assert len(machine.launcher.trained) == 6
     # One that died before its first heartbeat has none that could stop.
     machine.settings = dataclasses.replace(machine.settings, trials=4)
-    monkeypatch.setattr(tune_trials, "UNSIGNED_SECONDS", 1)
+    monkeypatch.setattr(trials, "UNSIGNED_SECONDS", 1)
     with quiet():
         machine.study().ask()
     assert [trial.state for trial in machine.go()][-2:] == [TrialState.FAIL, TrialState.COMPLETE]
@@ -308,7 +309,7 @@ def test_a_search_that_is_changed_while_it_goes_on_is_said_in_a_line(
 def test_a_storage_that_is_full_is_one_line_and_the_search_goes_on_once_there_is_room(
     undisturbed: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tune, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(search, "PATIENCE_SECONDS", 0.2)
     machine = Machine(tmp_path)
     machine.storage()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -330,7 +331,7 @@ def test_a_storage_that_is_away_for_a_moment_is_waited_for() -> None:
             raise RuntimeError("Optuna's own") from left.pop()
         return "done"
 
-    assert tune._patiently(act, []) == "done"
+    assert search._patiently(act, []) == "done"
 
 
 def test_a_run_that_cannot_be_trained_ends_the_search_in_a_line(tmp_path: Path) -> None:
@@ -463,7 +464,7 @@ def test_a_file_that_holds_no_trials_is_refused_with_its_remedy(
 
 
 def test_one_folder_has_one_number_of_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store.write_json(tmp_path / "study.json", {"study": "tune-digits", "seeds": 5})
+    folders.write_json(tmp_path / "study.json", {"study": "tune-digits", "seeds": 5})
     before = (tmp_path / "study.json").read_bytes()
     assert main(["tune", "digits", "--seeds", "3", "--name", "three", "--out", str(tmp_path)]) == 2
     said = capsys.readouterr().err

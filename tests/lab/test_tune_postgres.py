@@ -15,10 +15,10 @@ import pytest
 from optuna.trial import TrialState
 from searches import PROBLEM, TRIALS, Machine, points, wait_until
 
-from regrow_lab import tune
-from regrow_lab.cli import main
+from regrow_lab.commands.cli import main
+from regrow_lab.commands.tune import search
+from regrow_lab.commands.tune.trials import SearchError
 from regrow_lab.studies.table4 import REFERENCE, problems
-from regrow_lab.tune_trials import SearchError
 
 pytestmark = pytest.mark.postgres
 
@@ -136,7 +136,7 @@ def test_a_database_that_is_away_for_a_moment_is_waited_for(postgres: tuple[str,
 def test_a_database_that_goes_away_costs_nothing_and_once_it_is_back_the_same_command_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tune, "PATIENCE_SECONDS", 3)
+    monkeypatch.setattr(search, "PATIENCE_SECONDS", 3)
     server = tmp_path / "server"
     url = postgres_server.start(server)
     machine = Machine(tmp_path / "out", url=url, heartbeat_seconds=3)
@@ -165,7 +165,7 @@ TABLES += ("trial_system_attributes", "trial_heartbeats", "trials", "study_direc
 def test_what_is_deleted_under_a_search_is_one_line_and_it_begins_anew(
     questions: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tune, "PATIENCE_SECONDS", 1)
+    monkeypatch.setattr(search, "PATIENCE_SECONDS", 1)
     server = tmp_path / "server"
     url = postgres_server.start(server)
     machine = Machine(tmp_path / "out", PROBLEM, url=url, heartbeat_seconds=3)

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from stored import store_run
 
-from regrow_lab import grids, store
-from regrow_lab.cli import main
-from regrow_lab.tune_report import Trial, Trials, picture, searches, table_4, write_tuning_report
+from regrow_lab.commands.cli import main
+from regrow_lab.commands.tune.search_report import Trial, Trials, picture, searches, table_4, write_tuning_report
+from regrow_lab.report import plain_tables
+from regrow_lab.store import folders
 
 RESULTS = Path(__file__).parents[2] / "results" / "tune-digits"
 
@@ -26,13 +27,15 @@ def store_search(out: Path, scores: dict[tuple[float, int], float]) -> None:
             result = {"validation_accuracy": score + seed, "validation_loss": 0.1}
             settings = {"drop_fraction": alpha, "every": every, "validation": 130}
             store_run(out, "rigl", 0.9, score - 1 + seed, seed, "erk", result, **settings)
-    store.write_json(out / "study.json", {"study": "tune-digits", "seeds": 3, "reference": {"alpha": 0.3, "every": 20}})
+    folders.write_json(
+        out / "study.json", {"study": "tune-digits", "seeds": 3, "reference": {"alpha": 0.3, "every": 20}}
+    )
 
 
 def test_the_stored_search_gives_the_stored_table() -> None:
-    table = table_4(searches(store.read_runs(RESULTS), 0.3, 20), "lenet-300-100 on digits")
-    assert grids.to_csv(table) == (RESULTS / "report" / "table4.csv").read_text()
-    assert grids.to_markdown(table) in (RESULTS / "report" / "table4.md").read_text()
+    table = table_4(searches(folders.read_runs(RESULTS), 0.3, 20), "lenet-300-100 on digits")
+    assert plain_tables.to_csv(table) == (RESULTS / "report" / "table4.csv").read_text()
+    assert plain_tables.to_markdown(table) in (RESULTS / "report" / "table4.md").read_text()
 
 
 def test_the_command_writes_table_4_and_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,7 +100,7 @@ def test_a_search_without_its_reference_is_one_line(
     reference: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store_run(tmp_path, validation=130)
-    store.write_json(tmp_path / "study.json", {"study": "tune-digits", "seeds": 1, **reference})
+    folders.write_json(tmp_path / "study.json", {"study": "tune-digits", "seeds": 1, **reference})
     assert main(["report", str(tmp_path)]) == 2
     assert "study.json does not say the reference (alpha, dT) of the search: give" in capsys.readouterr().err
     assert not (tmp_path / "report").exists()

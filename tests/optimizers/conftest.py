@@ -2,7 +2,7 @@
 
 import pytest
 
-from regrow.compaction.region import SWITCH
+from regrow.compaction.capture.region import SWITCH
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from wrappers import Lookahead
 
 import regrow
-from regrow.sparsifier import attached_sparsifiers
+from regrow.training.sparsifier import attached_sparsifiers
 
 LIBRARY = str(Path(regrow.__file__).parent)
 

@@ -9,12 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from regrow.compaction import graph
-from regrow.compaction.copies import make_plain
-from regrow.compaction.layers import compact_layers, make_compact, make_dense, obstacle, obstacles
-from regrow.compaction.weights import CompactWeight
+from regrow.compaction.capture import graph_forward
+from regrow.compaction.compact_modules import compact_layers, make_compact, make_dense, obstacle, obstacles
+from regrow.compaction.compact_weight import CompactWeight
+from regrow.compaction.dense_copies import make_plain
 from regrow.layers import unwrap
-from regrow.memory import identity, touch
+from regrow.tied_weights import identity, touch
 
 
 def compact(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> nn.Module:
@@ -46,13 +46,13 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> nn.M
         make_plain(model)
         for name, module in modules.items():
             make_compact(module, chosen[name])
-        graph.install(model)
+        graph_forward.install(model)
     return model
 
 
 def check_unattached(model: nn.Module) -> None:
     """Raises ValueError where a sparsifier holds a weight of the model."""
-    from regrow.sparsifier import attached_sparsifiers  # which imports the storages
+    from regrow.training.sparsifier import attached_sparsifiers  # which imports the storages
 
     held = [parameter for each in attached_sparsifiers() for parameter in each.parameters()]
     if touch(held, model.parameters()):
@@ -74,7 +74,7 @@ def to_dense(model: nn.Module) -> nn.Module:
         raise ValueError(
             "a sparsifier is attached to this model: its detach() makes model and optimizer dense (or pass a deepcopy)"
         )
-    graph.remove(model)
+    graph_forward.remove(model)
     make_plain(model)
     for layer in layers.values():
         make_dense(layer)

@@ -13,8 +13,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from regrow.compaction.combination import Combination, Equations, Part, Source, explain
-from regrow.storage import on_gradient
+from regrow.compaction.gradient_combination import Combination, Equations, Part, Source, explain
+from regrow.storage.masked_layer import on_gradient
 
 MOST_BYTES = 2**30
 """Of dense gradients kept apart before one step. Beyond it, passes that gave their gradients away are forgotten, the

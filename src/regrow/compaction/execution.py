@@ -9,10 +9,10 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from regrow.compaction import engine
-from regrow.compaction.program import Dropout, Program
+from regrow.compaction.compact_weight import CompactWeight
 from regrow.compaction.reference import output_dtypes
-from regrow.compaction.weights import CompactWeight
+from regrow.engine import compiled_program
+from regrow.engine.program import Dropout, Program
 
 
 class Execution:
@@ -42,8 +42,8 @@ class Execution:
         self.layers, self.offsets, self.norms, self.mode = layers, offsets, norms, mode
         self.drops = mode and any(isinstance(operation, Dropout) for operation in program.operations)
         self.versions = [_version(layer) for layer in layers]
-        weights = [engine.SparseWeight(shape_of(layer), _indices(layer)) for layer in layers]
-        self.plan = engine.Plan(program, weights, norms, dtype=dtype)
+        weights = [compiled_program.SparseWeight(shape_of(layer), _indices(layer)) for layer in layers]
+        self.plan = compiled_program.Plan(program, weights, norms, dtype=dtype)
         self.cast = dtype if dtype == torch.bfloat16 else None
         self._dtypes: dict[tuple[torch.dtype, ...], tuple[torch.dtype, ...]] = {}
 
@@ -82,7 +82,9 @@ class Execution:
             inputs, values, biases, self.norms, training=self.mode, seed=seed, save=save, dtypes=dtypes
         )
 
-    def backward(self, saved: engine.Saved, gradients: Sequence[Tensor | None], wanted: Sequence[int]) -> list[Any]:
+    def backward(
+        self, saved: compiled_program.Saved, gradients: Sequence[Tensor | None], wanted: Sequence[int]
+    ) -> list[Any]:
         """Gradients of inputs and parameters; dense ones go to the weights that collect them."""
         receivers = {
             number: partial(weight.dense_gradient.add, ours=True)
@@ -103,10 +105,10 @@ class Execution:
 class _Pass(bytearray):
     """A forward pass that lives as long as a tensor: autograd frees what a graph saved once backward has used it."""
 
-    saved: engine.Saved | None
+    saved: compiled_program.Saved | None
 
     @classmethod
-    def of(cls, saved: engine.Saved | None) -> Tensor:
+    def of(cls, saved: compiled_program.Saved | None) -> Tensor:
         """A tensor that keeps the pass alive."""
         number = next(_numbers)
         self = cls(number.to_bytes(8, "little"))
@@ -115,7 +117,7 @@ class _Pass(bytearray):
         return torch.frombuffer(self, dtype=torch.uint8)
 
     @staticmethod
-    def behind(token: Tensor) -> engine.Saved:
+    def behind(token: Tensor) -> compiled_program.Saved:
         """The pass of a tensor."""
         found = _passes.get(int(token.view(torch.int64)))
         if found is None or found.saved is None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regrow.compaction import selection
+from regrow.engine import selection
 
 MOST_COLUMNS = 2**16
 OFFSET = 2**15  # torch pickles no unsigned 16-bit numbers

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from regrow.compaction.program import (
+from regrow.engine.program import (
     Add,
     AveragePool,
     BatchNorm,

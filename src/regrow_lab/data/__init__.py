@@ -15,7 +15,7 @@ from regrow_files import content_of
 from regrow_lab.config import RunConfig
 from regrow_lab.data.augment import AUGMENTATIONS, PADDING, Augmentation, crop_flip
 from regrow_lab.data.batches import Images, Parts, Pixels, StreamedImages, Vectors, Windows, held_out
-from regrow_lab.data.cache import counted, decoded, unpacked
+from regrow_lab.data.decoded_cache import counted, decoded, unpacked
 from regrow_lab.data.digits import digits, digits_images
 from regrow_lab.data.folder import ImageFolder, Listing, check_one_size, decode_file, find_image_folder, list_images
 from regrow_lab.data.hugging_face import find_hugging_face, list_unpacked

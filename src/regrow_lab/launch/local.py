@@ -20,10 +20,10 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
-from regrow_lab import store
 from regrow_lab.config import RunConfig
 from regrow_lab.launch.outcome import CLAIMED_SECONDS, TRIES, More, Outcome, WorkerError, no_more, unfinished
-from regrow_lab.progress import Progress
+from regrow_lab.launch.progress import Progress
+from regrow_lab.store import folders
 
 MESSAGE_SECONDS = 0.25
 """Time between two messages of a worker about the run it has in hand."""
@@ -59,7 +59,7 @@ class Local:
             return ["cpu"] * self.workers
         import torch
 
-        from regrow_lab.machine import device_named
+        from regrow_lab.run.machine import device_named
 
         device = device_named(self.device)
         every = device.type == "cuda" and device.index is None
@@ -235,8 +235,8 @@ def _work(connection: Connection, device: str, directory: Path, checkpoint_secon
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
-    from regrow_lab.machine import take_threads
-    from regrow_lab.train import train
+    from regrow_lab.run.machine import take_threads
+    from regrow_lab.run.resumable import train
 
     take_threads(1)
     training, stop, spoke = False, False, 0.0
@@ -274,15 +274,15 @@ def _work(connection: Connection, device: str, directory: Path, checkpoint_secon
                 stopping=lambda: stop,
             )
             connection.send(("finished", result))
-        except store.StoppedError:
+        except folders.StoppedError:
             sys.exit(STOPPED)
-        except store.ClaimedError as claimed:
+        except folders.ClaimedError as claimed:
             time.sleep(CLAIMED_SECONDS)
             connection.send(("claimed", str(claimed)))
-        except (ValueError, store.NotWrittenError) as error:
+        except (ValueError, folders.NotWrittenError) as error:
             connection.send(("failed", str(error)))
         except Exception as error:  # one run may raise anything, and the others go on
-            connection.send(("failed", _in_words(error, store.run_folder(directory, config))))
+            connection.send(("failed", _in_words(error, folders.run_folder(directory, config))))
         training = False
         if stop:
             sys.exit(STOPPED)
@@ -293,7 +293,7 @@ def _in_words(error: Exception, folder: Path) -> str:
     said, path = f"{type(error).__name__}: {error}", folder / "error.txt"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        store.write_whole(
+        folders.write_whole(
             path, lambda file: file.write("".join(traceback.format_exception(error)).encode(errors="backslashreplace"))
         )
     except OSError:

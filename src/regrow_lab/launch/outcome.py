@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from regrow_lab import store
 from regrow_lab.config import RunConfig
-from regrow_lab.progress import Progress
+from regrow_lab.launch.progress import Progress
+from regrow_lab.store import folders
 
 TRIES = 3
 """How often a run is started whose process dies."""
@@ -85,4 +85,4 @@ class Launcher(Protocol):
 
 def unfinished(runs: Sequence[RunConfig], directory: Path) -> list[RunConfig]:
     """Those of `runs` that have no result yet."""
-    return [config for config in runs if not store.is_finished(store.run_folder(directory, config))]
+    return [config for config in runs if not folders.is_finished(folders.run_folder(directory, config))]

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from regrow_files import open_file
-from regrow_lab import store
 from regrow_lab.config import RunConfig
 from regrow_lab.launch.local import Local
 from regrow_lab.launch.outcome import TRIES, More, Outcome, WorkerError, no_more, unfinished
+from regrow_lab.launch.progress import Progress
 from regrow_lab.launch.shards import deal
 from regrow_lab.launch.slurm_job import Share, outcome_file
-from regrow_lab.progress import Progress
+from regrow_lab.store import folders
 
 TIMEOUTS = 1000
 """How often a job is queued again that came to its time limit; each time it goes on from its checkpoints."""
@@ -208,10 +208,10 @@ class _Watch:
 
     def _take_in_results(self) -> None:
         for name, run in list(self.left.items()):
-            folder = store.run_folder(self.directory, run)
-            if store.is_finished(folder):
+            folder = folders.run_folder(self.directory, run)
+            if folders.is_finished(folder):
                 del self.left[name]
-                result = store.read_result(folder)
+                result = folders.read_result(folder)
                 self.outcome.count(run, result)
                 self.progress.run(None, run, result)
 
@@ -259,7 +259,7 @@ class _Watch:
             submitted = self.launcher.submit(shares, self.directory, base and base * 2**starved)
             jobs = {job: [run.run_id for run in shares[number]] for job, number in submitted.items()}
             array = next(iter(jobs)).split("_")[0]
-            store.write_json(self.directory / "slurm" / f"array-{array}.json", {"jobs": jobs})
+            folders.write_json(self.directory / "slurm" / f"array-{array}.json", {"jobs": jobs})
             self.jobs |= jobs
             self.alive |= jobs.keys()
             self.progress.note(f"SLURM job {array}: {sum(map(len, shares))} runs in {len(shares)} tasks")
@@ -310,7 +310,7 @@ def _recorded_jobs(directory: Path) -> dict[str, list[str]]:
 
 def _table(path: Path, name: str) -> dict[str, Any]:
     """What such a file says of each job or run. Raises ValueError if it says nothing of the kind."""
-    found = store.read_json(path).get(name)
+    found = folders.read_json(path).get(name)
     if not isinstance(found, dict) or not all(
         isinstance(each, (str, list)) and "/" not in key for key, each in found.items()
     ):

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regrow_files import open_file
-from regrow_lab import store
-from regrow_lab.commands import words_of
 from regrow_lab.config import RunConfig
 from regrow_lab.launch.outcome import CLAIMED_SECONDS, TRIES, More, Outcome, no_more, unfinished
-from regrow_lab.progress import Progress
+from regrow_lab.launch.progress import Progress
+from regrow_lab.store import folders
+from regrow_lab.store.command_lines import words_of
 
 STOP_SECONDS = 90
 """Time that torchrun has to end; it gives its processes 30 s to write their checkpoints, then kills them."""
@@ -86,12 +86,12 @@ class Torchrun:
         wrong = _wrong_with(run)
         if wrong is not None:
             return _fail(run, wrong, progress, outcome)
-        folder = store.run_folder(directory, run)
+        folder = folders.run_folder(directory, run)
         folder.mkdir(parents=True, exist_ok=True)
         log = folder / "torchrun.log"
-        code = 0 if store.is_finished(folder) else _run(self.command(run, directory), log)
-        if store.is_finished(folder):
-            result = store.read_result(folder)
+        code = 0 if folders.is_finished(folder) else _run(self.command(run, directory), log)
+        if folders.is_finished(folder):
+            result = folders.read_result(folder)
             outcome.count(run, result)
             progress.run(None, run, result)
             return True
@@ -136,12 +136,12 @@ def _claimed(run: RunConfig, directory: Path) -> str | None:
     each: RunConfig | None = run
     while each is not None:
         for home in (directory, directory / "again"):
-            folder = store.run_folder(home, each)
-            if folder.exists() and not store.is_finished(folder):
+            folder = folders.run_folder(home, each)
+            if folder.exists() and not folders.is_finished(folder):
                 try:
-                    with store.claim(folder):
+                    with folders.claim(folder):
                         pass
-                except store.ClaimedError as claimed:
+                except folders.ClaimedError as claimed:
                     return str(claimed)
         each = each.prerequisite
     return None
@@ -156,7 +156,7 @@ def _wrong_with(run: RunConfig) -> str | None:
     """Why this run cannot be begun. Its processes would each say it, amid torchrun's lines, and be started again."""
     import torch
 
-    from regrow_lab.training import Training
+    from regrow_lab.run.training import Training
 
     if run.prerequisite:  # it begins with another run, which says what is wrong with both
         return None

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regrow_lab.models.layers import scaled
+from regrow_lab.models.initialization import scaled
 
 
 class CharGRU(nn.Module):

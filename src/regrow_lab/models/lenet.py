@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from regrow_lab.models.layers import scaled
+from regrow_lab.models.initialization import scaled
 
 
 def lenet_300_100(*, inputs: int = 64, num_classes: int = 10, multiplier: float = 1.0) -> nn.Sequential:

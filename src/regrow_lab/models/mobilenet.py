@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from regrow_lab.models.layers import convolution, initialise, scaled
+from regrow_lab.models.initialization import convolution, initialise, scaled
 
 BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
 """Channels and stride of each pair of convolutions (Table 1)."""

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regrow_lab.models.layers import convolution, initialise, scaled
+from regrow_lab.models.initialization import convolution, initialise, scaled
 
 
 class BasicBlock(nn.Module):

@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from regrow_lab.models.layers import convolution, initialise, scaled
+from regrow_lab.models.initialization import convolution, initialise, scaled
 
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """Channels and number of convolutions between two poolings."""

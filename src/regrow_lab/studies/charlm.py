@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from regrow_lab.config import RunConfig
-from regrow_lab.studies.common import SCALES, Fields, grid, row
+from regrow_lab.studies.settings import SCALES, Fields, grid, row
 
 TEXT: Fields = {
     "model": "char-gru",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from regrow_lab.config import RunConfig
-from regrow_lab.studies.common import CIFAR_10, grid, row, setting
+from regrow_lab.studies.settings import CIFAR_10, grid, row, setting
 
 SPARSITIES = (0.9, 0.95)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from regrow_lab.config import RunConfig
-from regrow_lab.studies.common import CIFAR_10, CIFAR_100, grid, row, setting
+from regrow_lab.studies.settings import CIFAR_10, CIFAR_100, grid, row, setting
 
 DISTRIBUTIONS = ("uniform", "erk", "flop-aware")
 SHARES = (0.05, 0.1, 0.2, 0.35)

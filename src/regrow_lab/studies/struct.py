@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from regrow_lab.config import RunConfig
-from regrow_lab.studies.common import BOTH, CIFAR_10, CIFAR_100, grid, row, setting
+from regrow_lab.studies.settings import BOTH, CIFAR_10, CIFAR_100, grid, row, setting
 
 SPARSITIES = (0.9, 0.8)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from regrow_lab.config import RunConfig
-from regrow_lab.studies.common import CIFAR_10, grid, row, setting
+from regrow_lab.studies.settings import CIFAR_10, grid, row, setting
 
 SPARSITIES = (0.9, 0.8, 0.95, 0.5)
 """Those of Table 2 first, then the others of Figure 1."""
@@ -15,8 +15,8 @@ def table2(seeds: int = 3, scale: str = "small", data: str | None = None) -> lis
     Cost: 61 runs a seed, five of the rows twice as long. Paper (WRN-22-2, 250 epochs): some 2 hours a run on a GTX
     1080. Small: a second a run on digits, some ten minutes a run with WRN-10-1 on CIFAR-10, on one core.
 
-    Expected at the paper's scale: `regrow_lab.paper`, Table 2: dense 93.4; at S = .9 small-dense 89.0, static 89.1,
-    SET 91.3, RigL 91.7 (ERK 92.4), RigL_2x (ERK) 92.7, pruning 92.6. Small, on digits: at S = .9 static 96.3, SET
+    Expected at the paper's scale: `regrow_lab.report.paper`, Table 2: dense 93.4; at S = .9 small-dense 89.0, static
+    89.1, SET 91.3, RigL 91.7 (ERK 92.4), RigL_2x (ERK) 92.7, pruning 92.6. Small, on digits: at S = .9 static 96.3, SET
     96.8, RigL 97.2, small-dense 97.7, most of it noise of three seeds; at .95 static 74, SET 93.5, RigL 95.9,
     small-dense 97.1: a small dense net is not the worst there, as it is in the paper.
     """

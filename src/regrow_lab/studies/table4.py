@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from regrow_lab import store
 from regrow_lab.config import RunConfig, check_seeds
-from regrow_lab.studies.common import BOTH, CIFAR_10, setting
+from regrow_lab.store import folders
 from regrow_lab.studies.figure3 import SPARSITIES, figure3
+from regrow_lab.studies.settings import BOTH, CIFAR_10, setting
 
 Point = Mapping[str, Any]
 Ranges = Mapping[str, tuple[float, float, float]]
@@ -71,13 +71,13 @@ class Problem:
         low, high, step = RANGES["alpha"]
         found = [REFERENCE]
         for path in sorted(directory.glob("runs/rigl-*-seed0-*/config.json")):
-            config = store.read_run(path.parent).config
+            config = folders.read_run(path.parent).config
             alpha = low + round((config["drop_fraction"] - low) / step) * step  # to the last digit as Optuna has it
             point = {"alpha": alpha, "dT": intervals.get(config["every"])}
             inside = low <= config["drop_fraction"] <= high and config["every"] in intervals
             runs = self.runs(point) if inside else []
             if runs and runs[0].run_id == path.parent.name and runs != self.runs(REFERENCE):
-                found += [point] * all(store.is_finished(store.run_folder(directory, run)) for run in runs)
+                found += [point] * all(folders.is_finished(folders.run_folder(directory, run)) for run in runs)
         return found
 
     def _every(self, interval: float) -> int:

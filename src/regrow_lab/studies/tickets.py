@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from regrow_lab.config import RunConfig, imp_sparsity
-from regrow_lab.studies.common import CIFAR_10, grid, row, setting
+from regrow_lab.studies.settings import CIFAR_10, grid, row, setting
 
 LEVELS = {"small": 20, "paper": 12}
 LATE = 0.05

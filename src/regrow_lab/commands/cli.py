@@ -1,0 +1,138 @@
+"""Sparse training of neural networks: train a run, do a study, count FLOPs, rebuild a report."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from regrow_lab.commands.data_sets import Data
+from regrow_lab.commands.signals import exit_code, terminating
+from regrow_lab.commands.study import Study, print_report
+from regrow_lab.commands.train import Train
+from regrow_lab.commands.tune.command import Tune
+from regrow_lab.config import RunConfig
+from regrow_lab.store import folders
+from regrow_lab.store.escaping import complain
+
+# torch takes seconds to import: only a command that needs it imports it, inside its run().
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Count the FLOPs of a model, dense and sparse, for one sample and for training, without training it."""
+
+    model: tyro.conf.Positional[str]
+    """The model, by name."""
+    sparsity: float | None = None
+    """Share of zero weights. By default 0.9 (0 for dense)."""
+    distribution: str | None = None
+    """uniform, er or erk. By default erk where the method takes one."""
+    method: str = "rigl"
+    """The method, by name."""
+    every: int = 100
+    """Steps between two updates of the masks (dT)."""
+    total_steps: int = 88_000
+    """Steps of the whole training, which gradual pruning averages over."""
+    pruning_start: float = 700.5 / 88_000
+    """Share of the training before gradual pruning begins."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> int:
+        """Print the numbers."""
+        sparsity = self.sparsity if self.sparsity is not None else 0.0 if self.method == "dense" else 0.9
+        config = RunConfig(
+            model=self.model,
+            method=self.method,
+            sparsity=sparsity,
+            distribution=self.distribution,
+            every=self.every,
+            pruning_start=self.pruning_start,
+        )
+        if self.total_steps < 1:
+            raise ValueError(f"total_steps must be 1 or more, given {self.total_steps}")
+        from regrow_lab.run.cost import account, in_words
+
+        counted = account(config, self.total_steps)
+        print(json.dumps(counted) if self.json else in_words(counted))
+        return 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """Rebuild the tables and figures of a folder of runs from what is stored in it; of a folder of studies those of
+    each, and claims.md: the report's questions against what the runs show."""
+
+    directory: tyro.conf.Positional[Path]
+    """Folder that `regrow study` or `regrow train` wrote, or a folder of several studies."""
+
+    def run(self) -> int:
+        """Write the report and print its table."""
+        print_report(self.directory)
+        return 0
+
+
+Command = (
+    Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Study, tyro.conf.subcommand("study")]
+    | Annotated[Tune, tyro.conf.subcommand("tune")]
+    | Annotated[Flops, tyro.conf.subcommand("flops")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Data, tyro.conf.subcommand("data")]
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line: returns 0, 1 where a run failed, 2 for a slip of the user, 130 or 143 where it was stopped."""
+    try:
+        with terminating():
+            code = _parse(arguments).run()
+        sys.stdout.flush()
+        return code
+    except (folders.NotWrittenError, folders.LostError) as error:
+        complain(error)
+        return 1
+    except BrokenPipeError:  # whoever read the output has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        where = f"{error.filename} cannot be used" if error.filename else "it cannot be done"
+        complain(f"{where} ({error.strerror or error}): give another file or folder")
+        return 2
+    except ValueError as error:
+        complain(error)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        complain("stopped")
+        return exit_code(interrupt)
+
+
+def _parse(arguments: Sequence[str] | None) -> Train | Study | Tune | Flops | Report | Data:
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(Command, prog="regrow", description=__doc__, args=arguments)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ValueError(_without_box(complaint.getvalue())) from None
+
+
+def _without_box(text: str) -> str:
+    """What tyro says in a box of several lines and ruled-off parts, as one line."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    lines = [line.strip("│╰╯ ") for line in plain.splitlines()[1:]]
+    parts = (" ".join(part) for is_rule, part in groupby(lines, lambda line: not line.strip("─-")) if not is_rule)
+    return "; ".join(part.rstrip(".") for part in parts)

@@ -1,0 +1,249 @@
+"""`regrow study`, and what `regrow report` prints."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from rich.console import Console
+
+from regrow_files import shown
+from regrow_lab.commands.signals import exit_code
+from regrow_lab.config import RunConfig, check_seconds, data_name
+from regrow_lab.launch import Launcher, LauncherName, Outcome, WorkerError, launcher_for, shard
+from regrow_lab.launch.outcome import unfinished
+from regrow_lab.launch.progress import progress_for
+from regrow_lab.launch.slurm import Resources
+from regrow_lab.store import folders
+from regrow_lab.store.escaping import complain
+from regrow_lab.studies import ALL, studies_of, study_runs, usual_storage
+
+OF_IMAGES = ("table1", "table2", "table3", "table5", "figure3", "figure4", "struct", "saliency", "storages")
+"""Studies that --data-dir turns to cifar10-jpeg at the small scale, and that --data is for where all are done."""
+WITHOUT_FILES = ("digits", "digits-images")
+"""Data sets that come with scikit-learn. To ask for the others' files torch has to be imported."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Do a study, by default on all cores, print its table and write its report; one that was stopped goes on."""
+
+    name: tyro.conf.Positional[str]
+    """The study: digits, cifar10, table1, table2, table3, table5, figure3, figure4, struct, tickets, charlm,
+    saliency, storages; or all."""
+    seeds: int = 3
+    """Seeds of every setting, from 0."""
+    workers: int | None = None
+    """Processes, one thread each; by default one a core. On GPUs the runs that share each of them; by default 1."""
+    launcher: LauncherName = "local"
+    """Where the runs are trained: on this machine; in jobs of SLURM; or one after another, each on all `processes`."""
+    shard: str | None = None
+    """i/n: do only part i of n, for schedulers that the lab does not know. The parts share one folder."""
+    processes: int = 2
+    """Processes of a data-parallel run, with the launcher torchrun."""
+    slurm: Resources = field(default_factory=Resources)
+    """What each job asks SLURM for, with the launcher slurm."""
+    out: Path | None = None
+    """Folder for the study. By default runs/NAME; all studies have a folder each in it."""
+    scale: str = "small"
+    """small: minutes to hours on a few cores. paper: the paper's nets, data and epochs, for a GPU."""
+    data: str | None = None
+    """Another data set than the study's own: cifar10-jpeg with a small net at the small scale, for instance."""
+    data_dir: Path | None = None
+    """Folder of all data, in place of $REGROW_DATA. At the small scale the data are then cifar10-jpeg."""
+    storage: Literal["dense", "compact"] | None = None
+    """dense, or compact: only alive weights exist, for the methods that can. By default compact for CIFAR on a CPU."""
+    precision: Literal["float32", "bf16", "auto"] | None = None
+    """float32; bf16: autocast of the forward pass; auto: bf16 where the device multiplies in it, faster for all but
+    tiny nets. By default as the study says."""
+    device: str = "cpu"
+    """Where the nets and the data live: cpu, cuda for every GPU, cuda:1 for one of them."""
+    checkpoint_seconds: float = 30.0
+    """Time between two checkpoints of a run."""
+
+    def __post_init__(self) -> None:
+        check_seconds("checkpoint_seconds", self.checkpoint_seconds)
+
+    def runner(self) -> Launcher:
+        """The launcher that these options describe. Raises ValueError if it cannot work here."""
+        return launcher_for(
+            self.launcher,
+            workers=self.workers,
+            processes=self.processes,
+            slurm=self.slurm,
+            device=self.device,
+            checkpoint_seconds=self.checkpoint_seconds,
+        )
+
+    def run(self) -> int:
+        """Train what is not finished yet, then write the report."""
+        return run_studies(self) if self.name == ALL else run_plan(self, planned(self, self.name, self.out))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study that can be done: its name and folder, its runs, those of them that this command is to train, and what
+    study.json says of it."""
+
+    name: str
+    out: Path
+    runs: Sequence[RunConfig]
+    mine: Sequence[RunConfig]
+    settings: Mapping[str, str]
+
+
+def run_studies(options: Study) -> int:
+    """Every study of the scale, one after another, and the page of claims; what cannot be done is said and left out."""
+    out = Path("runs") / ALL if options.out is None else options.out
+    plans, left_out = list[Plan](), dict[str, list[str]]()
+    for name in studies_of(ALL, options.scale):
+        try:
+            plans.append(planned(options, name, out / name))
+        except ValueError as error:
+            left_out.setdefault(" ".join(str(error).split()), []).append(name)
+    for why, names in left_out.items():
+        complain(f"{_listed(names)} {'is' if len(names) == 1 else 'are'} left out: {why}")
+    worst = 1 if left_out else 0
+    for plan in plans:
+        print(f"== {plan.name}")
+        try:
+            code = run_plan(options, plan)
+        except ValueError as error:
+            complain(f"{plan.name} is left out: {error}")
+            code = 1
+        if code > 128:
+            return code
+        worst = max(worst, code)
+    _print_claims(out)
+    return worst
+
+
+def planned(options: Study, name: str, out: Path | None) -> Plan:
+    """What is to be done of one study. Raises ValueError if that cannot be; nothing is written."""
+    if options.data_dir is not None:
+        if not options.data_dir.is_dir():
+            raise ValueError(f"{options.data_dir} is no folder: give the folder of all data with --data-dir")
+        os.environ["REGROW_DATA"] = str(options.data_dir.resolve())  # the workers inherit it
+    data = _data(options, name)
+    runs = study_runs(name, options.seeds, options.scale, data)
+    storage = usual_storage(runs, options.device) if options.storage is None else options.storage
+    precision = _precision(options)
+    if storage != "dense" or precision is not None:
+        runs = study_runs(name, options.seeds, options.scale, data, storage, precision)
+    options.runner().check()
+    mine = runs if options.shard is None else shard(runs, options.shard)
+    out = Path("runs") / name if out is None else out
+    missing = missing_data(unfinished(mine, out))
+    if missing and options.launcher != "slurm":
+        raise ValueError("; ".join(missing))
+    for each in missing:
+        complain(f"note: {each}; the jobs need it where they run")
+    settings = {"scale": options.scale, "data": data or "", "storage": storage, "precision": precision or ""}
+    return Plan(name, out, runs, mine, settings)
+
+
+def missing_data(runs: Iterable[RunConfig]) -> list[str]:
+    """What is wrong with the files of the data sets of these runs, in words; one that is whole is not spoken of."""
+    wanted = dict.fromkeys((run.data, run.image_size) for run in runs if run.data not in WITHOUT_FILES)
+    if not wanted:
+        return []
+    from regrow_lab.data import check_there
+
+    missing = []
+    for data, image_size in wanted:
+        try:
+            check_there(data, image_size)
+        except ValueError as error:
+            missing.append(str(error))
+    return missing
+
+
+def run_plan(options: Study, plan: Plan) -> int:
+    """Train what is not finished yet of one study, then write its report."""
+    folders.open_study(plan.out, plan.name, options.seeds, **plan.settings)
+    began = time.monotonic()
+    try:
+        done = options.runner().launch(plan.mine, plan.out, progress_for(Console()))
+    except WorkerError as error:
+        complain(f"{error}; the same command goes on once that is mended")
+        return 1
+    except KeyboardInterrupt as interrupt:
+        finished = len(plan.mine) - len(unfinished(plan.mine, plan.out))
+        complain(f"stopped with {finished} of {len(plan.mine)} runs finished; the same command goes on from there")
+        return exit_code(interrupt)
+    left = len(unfinished(plan.runs, plan.out))
+    if options.shard is None or not left:
+        print_report(plan.out)
+    else:
+        print(f"shard {options.shard} is done, {left} of the study's {len(plan.runs)} runs are not: no report yet")
+    return _say_outcome(plan.mine, done, time.monotonic() - began)
+
+
+def _precision(options: Study) -> str | None:
+    """The precision asked for, `auto` resolved on this machine."""
+    if options.precision != "auto":
+        return options.precision
+    from regrow_lab.run.machine import device_named, gains_from_bf16
+
+    return "bf16" if gains_from_bf16(device_named(options.device)) else "float32"
+
+
+def _say_outcome(runs: Sequence[RunConfig], done: Outcome, seconds: float) -> int:
+    print(
+        f"{len(runs)} runs: {done.before} finished before, {done.finished} now in {seconds:.0f} s, "
+        f"{len(done.failed)} failed"
+    )
+    for run_id in done.diverged:
+        print(f"diverged: {run_id}")
+    for why, run_ids in done.reasons().items():
+        more = f" and {len(run_ids) - 1} more" if len(run_ids) > 1 else ""
+        complain(f"{run_ids[0]}{more} failed: {why}")
+    return 1 if done.failed else 0
+
+
+def print_report(directory: Path) -> None:
+    """Write and print the report of a folder of runs; of a folder of studies each one's, and the page of claims."""
+    from regrow_lab.commands.tune.search_report import is_search, write_tuning_report
+    from regrow_lab.report.folder_report import write_report
+    from regrow_lab.report.study_report import study_folders
+
+    folders = study_folders(directory)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for folder in folders or [directory]:
+        try:
+            print(write_tuning_report(folder, width) if is_search(folder) else write_report(folder))
+            print(f"report: {shown(folder / 'report')}")
+        except ValueError as error:
+            if not folders:
+                raise
+            complain(error)
+    if folders:
+        _print_claims(directory)
+
+
+def _print_claims(directory: Path) -> None:
+    from regrow_lab.report.study_report import write_claims
+
+    print(f"claims: {shown(write_claims(directory))}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names as a sentence has them.
+
+    >>> _listed(["a"]), _listed(["a", "b", "c"])
+    ('a', 'a, b and c')
+    """
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _data(options: Study, name: str) -> str | None:
+    if options.data is not None:
+        return data_name(options.data) if options.name != ALL or name in OF_IMAGES else None
+    return "cifar10-jpeg" if options.data_dir and options.scale == "small" and name in OF_IMAGES else None

@@ -1,0 +1,172 @@
+"""What a run starts from besides its configuration: the end of an earlier run, or scores of its first batches."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import regrow
+from regrow_files import shown
+from regrow_lab.config import IMP_FRACTION, RunConfig
+from regrow_lab.data.batches import Parts
+from regrow_lab.run import checkpoint_files
+from regrow_lab.run.data_order import rewind_step
+from regrow_lab.run.evaluation import loss_of
+from regrow_lab.store import folders
+
+SAMPLES = 10
+"""Training samples a class whose loss the scores are taken of. Wang, Zhang & Grosse 2020, section 5."""
+OBD_PROBES = 100
+OTHER_SEED = 1000
+"""Added to the seed for the weights of a random re-initialisation, so that no seed of a study is met."""
+
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Scores of the initial weights whose largest live, and what they cost in forward passes over their samples."""
+
+    scores: Callable[..., dict[str, Tensor]]
+    passes: int
+
+
+SCORINGS: Mapping[str, Scoring] = {
+    "grasp": Scoring(regrow.grasp_scores, passes=3 + 9),  # a gradient, and a product with the Hessian
+    "obd": Scoring(partial(regrow.obd_scores, probes=OBD_PROBES), passes=9 * OBD_PROBES),
+}
+"""Method -> how it chooses its masks before training. (SNIP's score needs no pass that training does not make.)"""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The end of the run that had to be finished before: its weights, its masks (none of a dense net), its result."""
+
+    path: Path
+    model: State
+    masks: State
+    result: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path, device: torch.device) -> Origin:
+        """What that run left in its folder. Raises ValueError if it is damaged."""
+        path = folder / "weights.pt"
+        saved = checkpoint_files.load(path, checkpoint_files.WEIGHTS, device)
+        return cls(path, saved.get("model", {}), saved.get("masks", {}), folders.read_result(folder))
+
+    def check(self, net: nn.Module) -> None:
+        """Refuse what is not the end of that run: weights that are not of `net`, masks that are not of its result.
+
+        Raises ValueError.
+        """
+        weights, densities = net.state_dict(), self.result.get("densities", {})
+        self._expect_names("weights", self.model, weights)
+        self._expect_names("masks", self.masks, densities)
+        for name, like in weights.items():
+            self._expect_like(name, self.model[name], like.dtype, like.shape)
+            self._expect(bool(self.model[name].isfinite().all()), f"{name} has values that are not finite")
+        for name, density in densities.items():
+            self._expect(name in weights, f"it has a mask of {name}, which is no weight")
+            mask, weight = self.masks[name], self.model[name]
+            self._expect_like(f"the mask of {name}", mask, torch.bool, weight.shape)
+            alive = int(mask.count_nonzero())
+            self._expect(
+                alive / mask.numel() == density,
+                f"{alive:,} of {mask.numel():,} weights of {name} are alive, its result says a share of {density}",
+            )
+            self._expect(not weight[~mask].any(), f"dead weights of {name} are not 0")
+
+    def _expect_names(self, what: str, found: Any, expected: Mapping[str, Any]) -> None:
+        names = found.keys() if isinstance(found, dict) else None
+        self._expect(
+            names == expected.keys(), f"its {what} are {_listed(names)}, {_listed(expected.keys())} were expected"
+        )
+
+    def _expect_like(self, what: str, found: Any, dtype: torch.dtype, shape: torch.Size) -> None:
+        there = isinstance(found, Tensor) and found.layout == torch.strided and not found.is_meta
+        self._expect(
+            there and (found.dtype, found.shape) == (dtype, shape), f"{what} is not {dtype} of shape {tuple(shape)}"
+        )
+
+    def _expect(self, condition: bool, found: str) -> None:
+        if not condition:
+            raise ValueError(
+                f"{self.path} is not the end of its run: {shown(found)}; delete its folder to have the run done again"
+            )
+
+
+def _listed(names: Collection[object] | None) -> str:
+    return "no table" if names is None else ", ".join(sorted(map(str, names)))[:80] or "none"
+
+
+def check_end(config: RunConfig, needed: RunConfig, result: Mapping[str, Any]) -> None:
+    """Raise ValueError if the run that `config` starts from diverged: its masks are not those that were asked for."""
+    if result["status"] == "diverged":
+        raise ValueError(
+            f"{config.run_id} starts from the end of {needed.run_id}, which diverged at step {result['diverged_at']}: "
+            "give settings that it can be trained with, such as a smaller learning_rate"
+        )
+
+
+def masks_of(config: RunConfig, origin: Origin | None, model: nn.Module, data: Parts) -> dict[str, Tensor] | None:
+    """The masks that the run begins with, where its method does not draw them itself."""
+    if config.method in SCORINGS:
+        return scored_masks(config, model, data)
+    if origin is None or config.method == "dense":
+        return None
+    if config.start == "shuffled" and not config.data_order:
+        return regrow.shuffle_masks(origin.masks, config.seed)
+    if config.method != "imp" or config.data_order or config.start == "reinitialized":
+        return dict(origin.masks)
+    names = regrow.find_layers(model)
+    masks = {name: origin.masks.get(name, torch.ones_like(origin.model[name], dtype=torch.bool)) for name in names}
+    return regrow.prune_by_magnitude(origin.model, masks, (1 - IMP_FRACTION) ** config.imp_level)
+
+
+def begun_with(config: RunConfig, algorithm: regrow.Algorithm, masks: State | None) -> regrow.Algorithm:
+    """The algorithm of a run that is given `masks`."""
+    if masks is None:
+        return algorithm
+    if config.method != "rigl":
+        return replace(regrow.from_masks(masks), name=config.method)
+    given = regrow.with_densities if config.start == "rigl-sm-densities" else regrow.starting_from
+    return given(algorithm, masks)
+
+
+def first_weights(config: RunConfig, origin: Origin | None, build: Callable[[], nn.Module]) -> State | None:
+    """The state of the net at step 0, where it is not the seed's own initialisation."""
+    if config.start == "reinitialized":
+        return regrow.reinitialized(build, config.seed + OTHER_SEED)
+    if config.start == "trained" and origin is not None:
+        assert not config.data_order
+        return origin.model
+    return None
+
+
+def mask_step(config: RunConfig, total_steps: int) -> int:
+    """The step at which the masks are put on: where imp rewinds to, as it is dense until there; else 0."""
+    return rewind_step(config, total_steps) if config.method == "imp" and config.start != "trained" else 0
+
+
+def scored_masks(config: RunConfig, model: nn.Module, data: Parts) -> dict[str, Tensor]:
+    """Masks of the largest scores over the first batches of the training, some ten samples a class."""
+    order = torch.arange(len(data.train))
+    number = scored_batches(config, data)
+    batches = list(itertools.islice(data.train.batches(order, config.batch_size, seed=config.seed), number))
+    model.train()
+    find = SCORINGS[config.method].scores
+    return regrow.masks_from_scores(
+        find(model, lambda outputs, labels: loss_of(outputs.float(), labels), batches), config.sparsity
+    )
+
+
+def scored_batches(config: RunConfig, data: Parts) -> int:
+    """How many batches that takes."""
+    return -(-SAMPLES * data.num_classes // config.batch_size)

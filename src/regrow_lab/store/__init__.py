@@ -1,0 +1,4 @@
+"""Stored runs on the disk: a folder a run while it trains, and what of it stays.
+
+Everything that reads results gets them from here. May import :mod:`regrow_lab.config` alone; never imports torch.
+"""
