@@ -13,7 +13,7 @@ from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_no
 
 import regrow
 from regrow.parts.patterns import channels, output_blocks
-from regrow.training.saved_state import pack
+from regrow.storage.mask_bits import pack
 
 
 def old_weight_norm(layer: nn.Module, **options: int | None) -> nn.Module:

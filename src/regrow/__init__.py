@@ -1,7 +1,6 @@
 """regrow: train sparse neural networks in PyTorch. The public API, nothing else."""
 
 from regrow.accounting.flops import Flops, LayerFlops, count_flops, train_flops
-from regrow.accounting.plan import Plan, plan
 from regrow.accounting.targets import er_sparsity, flop_aware, sparsity_at_flops
 from regrow.algorithm import Algorithm
 from regrow.channel_removal.removal import remove_dead_channels
@@ -30,6 +29,7 @@ from regrow.recipes import (
     with_densities,
 )
 from regrow.training.attach import attach
+from regrow.training.plan import Plan, plan
 from regrow.training.sparsifier import Sparsifier
 
 __version__ = "0.1.0"

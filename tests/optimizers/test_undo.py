@@ -17,7 +17,8 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from wrappers import Lookahead
 
 import regrow
-from regrow.training.sparsifier import attached_sparsifiers
+from regrow.storage.attachments import attachments
+from regrow.training.attached_layers import AttachedLayers
 
 LIBRARY = str(Path(regrow.__file__).parent)
 
@@ -38,7 +39,7 @@ def picture(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     """Everything that an attach may touch."""
     holders = [optimizer, *([optimizer.base] if isinstance(optimizer, Lookahead) else [])]
     found: dict[str, Any] = {
-        "attached": set(attached_sparsifiers()),
+        "attached": set(attachments()),
         "global hooks": (list(_global_optimizer_pre_hooks), list(_global_optimizer_post_hooks)),
     }
     for number, each in enumerate(holders):
@@ -109,7 +110,7 @@ def test_an_interrupt_at_any_line_leaves_everything_as_it_was(storage, wrapped, 
     fresh = trained(wrapped)
     regrow.attach(*fresh, rigl(), storage=storage, strict=True)
     before = picture(model, optimizer)
-    zero_dead = regrow.Sparsifier.zero_dead
+    zero_dead = AttachedLayers.zero_dead
 
     def interrupted_at_the_end(*arguments: Any) -> None:
         nonlocal lines
@@ -119,7 +120,7 @@ def test_an_interrupt_at_any_line_leaves_everything_as_it_was(storage, wrapped, 
 
     lines = 0
     with Interrupt(None, KeyboardInterrupt()) as counter, monkeypatch.context() as patch:
-        patch.setattr(regrow.Sparsifier, "zero_dead", interrupted_at_the_end)
+        patch.setattr(AttachedLayers, "zero_dead", interrupted_at_the_end)
         with pytest.raises(KeyboardInterrupt):
             attach()
     assert_same_picture(picture(model, optimizer), before)

@@ -493,7 +493,7 @@ def test_strict_names_the_first_weight_that_something_else_wrote() -> None:
         with torch.no_grad():
             model[2].weight[index] = 3.0
 
-    sparsifier.zero_dead = vandal  # type: ignore[method-assign]
+    sparsifier._attached.zero_dead = vandal  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match=rf"dead weight of '2\.weight' at \({index[0]}, {index[1]}\) is 3\.0"):
         train(model, optimizer, range(2, 3))
 

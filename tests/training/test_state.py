@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from nets import convnet, mlp, sgd, train
 
 import regrow
-from regrow.training.saved_state import pack, unpack
+from regrow.storage.mask_bits import pack, unpack
 
 RECIPES = [regrow.set_, regrow.rigl, regrow.snfs, regrow.rigl_sg, regrow.rigl_sm]
 RAMP = {"total_steps": 20, "start": 1, "every": 1}

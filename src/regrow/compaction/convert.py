@@ -14,6 +14,7 @@ from regrow.compaction.compact_modules import compact_layers, make_compact, make
 from regrow.compaction.compact_weight import CompactWeight
 from regrow.compaction.dense_copies import make_plain
 from regrow.layers import unwrap
+from regrow.storage.attachments import attachments
 from regrow.tied_weights import identity, touch
 
 
@@ -52,9 +53,7 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> nn.M
 
 def check_unattached(model: nn.Module) -> None:
     """Raises ValueError where a sparsifier holds a weight of the model."""
-    from regrow.training.sparsifier import attached_sparsifiers  # which imports the storages
-
-    held = [parameter for each in attached_sparsifiers() for parameter in each.parameters()]
+    held = [parameter for each in attachments() for parameter in each.parameters()]
     if touch(held, model.parameters()):
         raise ValueError(
             "a sparsifier is attached to this model: call its detach() first (to train compact, attach with "

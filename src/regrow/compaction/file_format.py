@@ -21,7 +21,7 @@ from regrow.compaction.compact_modules import compact_layers
 from regrow.compaction.compact_weight import indices_of, scatter
 from regrow.compaction.convert import check_unattached, compact, owners, weights_of
 from regrow.layers import unwrap
-from regrow.training.saved_state import pack, unpack
+from regrow.storage.mask_bits import pack, unpack
 from regrow_files import check_readable, json_of, shown
 
 FORMAT = "regrow compact 2"

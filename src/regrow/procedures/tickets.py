@@ -27,8 +27,8 @@ from regrow.procedures.stage_files import StageFolder, once
 from regrow.recipes import from_masks
 from regrow.storage import optimizers
 from regrow.storage.distributed import Ranks
+from regrow.storage.mask_bits import pack, unpack
 from regrow.training.attach import attach
-from regrow.training.saved_state import pack, unpack
 
 Scope = Literal["layer", "global"]
 WHOLE_TRAINING = "the steps of a whole training"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from regrow.checksummed_files import digest_of
 from regrow.parts.scores import Evidence
-from regrow.training import saved_state
+from regrow.storage.mask_bits import pack
 
 
 def is_cut(tensor: Tensor) -> bool:
@@ -89,7 +89,7 @@ class Ranks:
 
     def check_masks(self, masks: Mapping[str, Tensor]) -> None:
         """Refuses masks that differ; every rank holds them whole. Raises ValueError on every rank, naming a layer."""
-        found = self._gather({name: digest_of({name: saved_state.pack(mask)}) for name, mask in masks.items()})
+        found = self._gather({name: digest_of({name: pack(mask)}) for name, mask in masks.items()})
         for name in masks:
             if len({digests.get(name) for digests in found}) > 1:
                 raise ValueError(

@@ -13,6 +13,7 @@ from regrow.compaction.policy import CompactStorage, check_compact
 from regrow.layers import Layer, find_layers, select_layers, unwrap
 from regrow.parts.scores import Evidence, random
 from regrow.storage import optimizers
+from regrow.storage.attachments import attachments, forgets_new
 from regrow.storage.distributed import Ranks, evidence_for, whole
 from regrow.storage.masked_layer import DenseStorage, MaskedLayer, Storage
 from regrow.storage.optimizer_holders import Holders
@@ -20,7 +21,7 @@ from regrow.storage.optimizer_state import Held
 from regrow.tied_weights import identity, overlapping, places_of_parameters, touch
 from regrow.training.coverage import dense_weights
 from regrow.training.layer_group import Group
-from regrow.training.sparsifier import Sparsifier, attached_sparsifiers, forgets_new
+from regrow.training.sparsifier import Sparsifier
 from regrow.training.undo import Undo, all_or_nothing
 
 ALREADY_SPARSE = 0.05
@@ -123,7 +124,7 @@ def attach(
         sparsifier = Sparsifier(model, holders, groups, kept, seed, strict, ranks, dense, loaded)
         if not loaded:
             undo.keep()
-            sparsifier.zero_dead()
+            sparsifier.apply_masks(model)
         return sparsifier
 
 
@@ -196,7 +197,7 @@ def _check_parameters(model: nn.Module, holders: Holders, layers: Mapping[str, L
             f"{type(holders.stepper).__name__} never calls super().__init__(), so hooks on its step do not run, and "
             "none of its attributes is the one optimizer that steps all the weights: attach to that optimizer"
         ) from None
-    for other in attached_sparsifiers():
+    for other in attachments():
         if touch(weights.values(), other.parameters()):
             raise ValueError("a sparsifier is attached to these weights already: call its detach() first")
         if other.stepper is holders.stepper:

@@ -1,36 +1,17 @@
 """Steps of other optimizers that hold attached weights: a second one, one inside a wrapper, a wrapper around."""
 
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakSet, ref
 
 from torch.optim import Optimizer
 
 from regrow.storage import optimizers
-from regrow.storage.masked_layer import Storage, StoredLayer
+from regrow.storage.masked_layer import Storage
 from regrow.storage.optimizer_holders import Holders
 from regrow.storage.optimizer_state import obstacle
 from regrow.storage.optimizer_steps import StepUnderWay, with_closure
-
-
-class Attached(Protocol):
-    """What is asked of the sparsifier."""
-
-    def layers(self) -> Mapping[str, StoredLayer]:
-        """By name, as they are kept at the moment."""
-
-    def zero_dead(self, names: Sequence[str] | None = None) -> None:
-        """Zeroes dead weights, and dead state, of the layers of these names."""
-
-    def refuse_strays(self) -> None:
-        """Raises where something other than a step wrote to dead places."""
-
-    def check_layers(self) -> None:
-        """What ``strict=True`` asks for."""
-
-    def listen_to_loads(self, optimizer: Optimizer) -> None:
-        """Has a load of an optimizer's state noticed."""
+from regrow.training.attached_layers import AttachedLayers
 
 
 class OtherOptimizers:
@@ -43,7 +24,7 @@ class OtherOptimizers:
         attached: whose weights they are.
     """
 
-    def __init__(self, holders: Holders, storage: Storage, weight_step: StepUnderWay, attached: Attached) -> None:
+    def __init__(self, holders: Holders, storage: Storage, weight_step: StepUnderWay, attached: AttachedLayers) -> None:
         self._holders, self._storage, self._weight_step, self._attached = holders, storage, weight_step, attached
         self._looked_at = WeakSet[Optimizer]()
         self._latest: ref[Optimizer] | None = None
@@ -69,8 +50,8 @@ class OtherOptimizers:
         self._warn_if_it_replaces(optimizer)
 
         def lend() -> None:
-            self._attached.check_layers()
-            layers = self._attached.layers()
+            self._attached.check()
+            layers = self._attached.by_name()
             for each in held:
                 layers[each.name].lend_gradient()
 
@@ -80,13 +61,13 @@ class OtherOptimizers:
         """Zeroes what such a step wrote to dead weights and to their state."""
         if optimizer is self._holders.stepper or not (held := self._holders.held_by(optimizer)) or self._weight_step:
             return
-        layers = self._attached.layers()
+        layers = self._attached.by_name()
         for each in held:
             layers[each.name].take_gradient_back()
         odd = self.odd_state(optimizer)
         if not optimizers.only_fills_state(optimizer):
             self._attached.zero_dead([each.name for each in held])
-        self._attached.check_layers()
+        self._attached.check()
         if odd:
             raise RuntimeError(odd)
 

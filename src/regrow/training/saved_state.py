@@ -1,6 +1,5 @@
-"""The sparsifier's state on disk: packing masks to bits, and refusing what does not fit."""
+"""The sparsifier's state on disk: what does not fit is refused."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,27 +11,10 @@ from regrow.layers import Layer
 from regrow.normalized_weights import covers
 from regrow.parts.patterns import unstructured
 from regrow.parts.schedules import Trigger
+from regrow.storage.mask_bits import unpack
 from regrow_files import shown
 
 VERSION = 1
-
-
-def pack(mask: Tensor) -> Tensor:
-    """A bool tensor as bytes, eight weights each, lowest bit first.
-
-    >>> pack(torch.tensor([True, False, False, True, False, False, False, False, True])).tolist()
-    [9, 1]
-    """
-    bits = torch.nn.functional.pad(mask.flatten().view(torch.uint8), (0, -mask.numel() % 8)).view(-1, 8)
-    powers = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=mask.device)
-    return (bits * powers).sum(dim=1, dtype=torch.uint8)
-
-
-def unpack(packed: Tensor, shape: Sequence[int]) -> Tensor:
-    """The inverse of :func:`pack`."""
-    powers = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=packed.device)
-    bits = (packed.unsqueeze(1) & powers) != 0
-    return bits.flatten()[: math.prod(shape)].reshape(tuple(shape))
 
 
 def check(
@@ -72,6 +54,7 @@ def check(
 
 
 DAMAGED = "the file is damaged"
+_ODD = "what '{}' has explored is not its alive weights and others, a bit each"
 SAME_SPARSITY = "attach with the sparsity and distribution that it was saved with"
 
 
@@ -181,6 +164,9 @@ def _mask(name: str, entry: Any, layer: Layer, momentum: Tensor | None) -> Tenso
     packed, size = entry.get("mask"), -(-layer.size // 8)
     sound = _is_plain(packed, (size,)) and packed.dtype == torch.uint8
     _expect(sound, f"the mask of '{name}' is not {size} bytes", DAMAGED)
+    explored = entry.get("explored")
+    sound = explored is None or (_is_plain(explored, (size,)) and explored.dtype == torch.uint8)
+    _expect(sound and (explored is None or bool((explored & packed == packed).all())), _ODD.format(name), DAMAGED)
     kept = entry.get("momentum")
     fits = kept is None
     if momentum is not None:

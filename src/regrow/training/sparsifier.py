@@ -1,11 +1,9 @@
 """The hooks on model and optimizer, and the state of an attached model."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from functools import partial
 from types import MappingProxyType
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -13,49 +11,33 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from regrow.accounting.flops import Flops, count_flops
-from regrow.algorithm import updated_masks
 from regrow.layers import unwrap
 from regrow.parts.scores import Need
-from regrow.storage import optimizers
+from regrow.storage import attachments, optimizers
 from regrow.storage.distributed import Ranks, whole
-from regrow.storage.masked_layer import Storage, StoredLayer, on_gradient
+from regrow.storage.mask_bits import pack
+from regrow.storage.masked_layer import Storage, StoredLayer
 from regrow.storage.optimizer_holders import Holders
-from regrow.storage.optimizer_steps import ClosureCheck, StepUnderWay, unwatch, watch, watchers, with_closure
-from regrow.tied_weights import places_of_parameters
+from regrow.storage.optimizer_steps import ClosureCheck, StepUnderWay, unwatch, watch, with_closure
 from regrow.training import saved_state
+from regrow.training.attached_layers import AttachedLayers
 from regrow.training.coverage import DenseWeight
-from regrow.training.layer_group import Group, check_membership, check_ties, have_moved, places, second_places, ties
+from regrow.training.layer_group import Group
 from regrow.training.layer_table import layer_table
-from regrow.training.loading import masks_of_weights, refusal
+from regrow.training.loading import masks_of_weights
+from regrow.training.masked_copies import mask_copy
+from regrow.training.membership import Membership
 from regrow.training.other_optimizers import OtherOptimizers
-
-_attached: "WeakSet[Sparsifier]" = WeakSet()
-
-
-def attached_sparsifiers() -> "list[Sparsifier]":
-    """Those alive and not detached."""
-    return list(_attached)
-
-
-def forgets_new() -> Callable[[], None]:
-    """What forgets the sparsifiers that are attached from now on, wherever their making has come to."""
-    known, watching = set(_attached), set(watchers())
-
-    def forget() -> None:
-        _attached.intersection_update(known)
-        for watcher in set(watchers()) - watching:
-            unwatch(watcher)
-
-    return forget
+from regrow.training.update_record import Explored, LayerUpdate, Update
 
 
 class Sparsifier:
     """Keeps an attached model sparse while it trains; made by :func:`regrow.attach`.
 
     Attributes:
-        weight_steps: weight steps taken so far.
+        model: the user's own module.
+        optimizer: the optimizer that was given, or made.
         num_updates: topology updates so far.
-        strict: check every invariant at each step, see :func:`regrow.attach`.
     """
 
     def __init__(
@@ -71,37 +53,46 @@ class Sparsifier:
         loaded: bool = False,
     ) -> None:
         """``loaded``: the weights are a sparse model's already, and stay as they are until the first step."""
-        self.model, self.optimizer, self.seed, self.strict = model, holders.given, seed, strict
+        self.model, self.optimizer, self.seed, self.num_updates = model, holders.given, seed, 0
         self._holders, self._storage, self._ranks, self._dense = holders, storage, ranks, dense
-        self._without_gradient, self._has_looked_for_ranks = set[str](), False
-        self.weight_steps = 0
-        self.num_updates = 0
-        self._groups = list(groups)
+        self._attached = AttachedLayers(groups, storage, strict)
+        self._explored = Explored({name: whole(mask) for name, mask in self.masks.items()})
+        self._listeners = OrderedDict[int, Callable[[Update], object]]()  # torch's handle refers to it weakly
+        self._updated = dict[str, LayerUpdate]()
+        self._has_looked_for_ranks, self._takes_step = False, False
         self._flops: Flops | None = None
-        self._takes_step = False
         self._step = StepUnderWay()
-        self._others = OtherOptimizers(holders, storage, self._step, self)
+        self._others = OtherOptimizers(holders, storage, self._step, self._attached)
         if loaded:
-            for layer in self._layers.values():
-                layer.was_loaded()
-        self._place()
-        self._places, self._ties = places(self._layers, model), ties(self._layers, model)
-        self._refresh()
+            self._attached.were_loaded()
+        self._attached.place()
+        self._membership = Membership(self._layers, model)
+        self._attached.expect_gradients()
         self._handles = list(self._register())
         for optimizer in holders:
-            self.listen_to_loads(optimizer)
+            self._attached.listen_to_loads(optimizer)
         watch(self._others)
-        _attached.add(self)
-
-    def layers(self) -> dict[str, StoredLayer]:
-        """The sparsified weights by name, as they are kept at the moment."""
-        return self._layers
+        attachments.enter(self)
 
     @property
     def _layers(self) -> dict[str, StoredLayer]:
-        return {name: layer for group in self._groups for name, layer in group.layers.items()}
+        return self._attached.by_name()
+
+    @property
+    def _groups(self) -> list[Group]:
+        return self._attached.groups
 
     # What a user reads
+
+    @property
+    def weight_steps(self) -> int:
+        """Weight steps taken so far."""
+        return self._attached.weight_steps
+
+    @property
+    def strict(self) -> bool:
+        """Whether every invariant is checked at each step, see :func:`regrow.attach`."""
+        return self._attached.strict
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -122,6 +113,14 @@ class Sparsifier:
     def mean_densities(self) -> dict[str, float]:
         """Density of each layer averaged over the weight steps so far, for E[f_s]; the present one before the first."""
         return {name: layer.alive.mean_density(self.weight_steps) for name, layer in self._layers.items()}
+
+    @property
+    def explored(self) -> dict[str, float]:
+        """Share of each layer's weights that have been alive at some time, R_s.
+
+        Liu et al. 2021, "Do We Actually Need Dense Over-Parameterization?", section 3.
+        """
+        return {name: self._explored.number(name) / layer.layer.size for name, layer in self._layers.items()}
 
     @property
     def sparsity(self) -> float:
@@ -150,7 +149,7 @@ class Sparsifier:
             f"<Sparsifier {names}: {len(self._layers)} layer{'s' * (len(self._layers) > 1)}, "
             f"sparsity {self.sparsity:.4f}{of_all}, {self.weight_steps:,} weight steps, "
             f"{self.num_updates:,} topology updates, {self._storage.name} storage"
-            f"{'' if self in _attached else ', detached'}>"
+            f"{'' if attachments.is_attached(self) else ', detached'}>"
         )
 
     @property
@@ -160,7 +159,7 @@ class Sparsifier:
 
     def parameters(self) -> list[nn.Parameter]:
         """The weights it is attached to."""
-        return [layer.parameter for layer in self._layers.values()]
+        return self._attached.parameters()
 
     # What a user calls
 
@@ -174,24 +173,34 @@ class Sparsifier:
         """
         inner = model.module if isinstance(model, torch.optim.swa_utils.AveragedModel) else model
         copied = unwrap(inner)
-        if copied is self.model and not have_moved(self._places):
-            self.zero_dead()
-            return
-        parameters = dict(copied.named_parameters())
-        for name, layer in self._layers.items():
-            if layer.find_copy(copied) is None:
-                found = tuple(parameters[name].shape) if name in parameters else "no such parameter"
-                raise ValueError(
-                    f"the copy does not fit: '{name}' of shape {layer.layer.shape} was expected, found {found}; "
-                    "pass a copy of the attached model"
-                )
-        with torch.no_grad():
-            for layer in self._layers.values():
-                layer.mask_copy(copied)
-            weights = places_of_parameters(copied)
-            for place, name in second_places(self._layers, self.model).items():
-                if place in weights:  # torch copies two parameters over the same memory apart
-                    weights[place].masked_fill_(~self._layers[name].mask, 0)
+        if copied is self.model and not self._membership.has_moved():
+            self._attached.zero_dead()
+        else:
+            mask_copy(self._layers, self.model, copied)
+
+    def on_update(self, function: Callable[[Update], object]) -> RemovableHandle:
+        """Calls a function after each topology update, when masks, weights and optimizer state are as they stay.
+
+        Args:
+            function: of a record: for each layer how many weights were dropped and grown, and what share has been
+                alive so far. What it raises ends the step's call, which is complete by then.
+
+        Returns:
+            What takes it off again, by ``remove()``.
+
+        >>> import regrow
+        >>> model = nn.Linear(20, 10)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> sparsifier = regrow.attach(model, optimizer, regrow.rigl(sparsity=0.9, total_steps=4, every=1))
+        >>> handle = sparsifier.on_update(lambda update: print(update.number, update.dropped, update.grown))
+        >>> for _ in range(3):
+        ...     model(torch.randn(8, 20)).square().mean().backward()
+        ...     optimizer.step()
+        1 4 4
+        """
+        handle = RemovableHandle(self._listeners)
+        self._listeners[handle.id] = function
+        return handle
 
     def detach(self) -> None:
         """Removes every hook; what is left is the plain model, its dead weights at 0.
@@ -199,15 +208,16 @@ class Sparsifier:
         Raises:
             RuntimeError: a compact layer's weight is computed from other parameters now; nothing is removed then.
         """
-        if self in _attached:
+        if attachments.is_attached(self):
             self._storage.remove()
             for layer in self._layers.values():
                 layer.release()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._attached.stop_listening()
         unwatch(self._others)
-        _attached.discard(self)
+        attachments.leave(self)
 
     def state_dict(self) -> dict[str, Any]:
         """Masks (1 bit a weight), counters and own momentum: tensors and plain values, loadable with weights_only.
@@ -226,7 +236,8 @@ class Sparsifier:
             "layers": {
                 name: {
                     "shape": list(layer.layer.shape),
-                    "mask": saved_state.pack(whole(layer.mask)),
+                    "mask": pack(whole(layer.mask)),
+                    "explored": self._explored.bits[name].clone(),
                     "alive_steps": layer.alive.weight_steps,
                     "momentum": None if layer.momentum is None else whole(layer.momentum).clone(),
                 }
@@ -254,18 +265,21 @@ class Sparsifier:
         self._storage.check(saved.get("storage", {}))
         self._storage.restore(saved.get("storage", {}))
         self.seed = saved["seed"]
-        self.weight_steps = saved["weight_steps"]
+        self._attached.weight_steps = saved["weight_steps"]
         self.num_updates = saved["num_updates"]
         for group, entry in zip(self._groups, saved["groups"], strict=True):
             group.next_update = entry["next_update"]
+        self._explored = Explored(masks)
         for name, layer in self._layers.items():
             entry = saved["layers"][name]
+            if entry.get("explored") is not None:
+                self._explored.bits[name] = entry["explored"].clone()
             layer.load_mask(masks[name].to(layer.parameter.device), self.weight_steps)
             layer.alive.restore(entry["alive_steps"], self.weight_steps)
             if entry["momentum"] is not None:
                 layer.load_momentum(entry["momentum"])
-        self._place()
-        self._refresh()
+        self._attached.place()
+        self._attached.expect_gradients()
 
     def take_masks_from_weights(self) -> None:
         """Makes the masks those of the weights as they are now: for a loaded sparse model whose masks were not saved.
@@ -290,9 +304,10 @@ class Sparsifier:
             self._ranks.check_masks(masks)
         for name, layer in self._layers.items():
             layer.load_mask(masks[name], self.weight_steps)
-        self._place()
-        self._refresh()
-        self.zero_dead()
+            self._explored.add(name, masks[name])
+        self._attached.place()
+        self._attached.expect_gradients()
+        self._attached.zero_dead()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(
@@ -303,20 +318,9 @@ class Sparsifier:
     # Hooks
 
     def _register(self) -> Iterator[RemovableHandle]:
-        if self.strict:
-            for name, layer in self._layers.items():
-                yield on_gradient(layer.parameter, partial(self._check_layer, name))
+        yield from self._attached.listen_to_gradients()
         yield self.stepper.register_step_pre_hook(optimizers.uncompiled(self._on_step))
         yield self.stepper.register_step_post_hook(optimizers.uncompiled(self._on_step_end))
-
-    def listen_to_loads(self, optimizer: Optimizer) -> None:
-        """Has a load of an optimizer's state noticed; one without hooks shows that of another."""
-        with suppress(AttributeError):
-            self._handles.append(optimizer.register_load_state_dict_post_hook(self._on_load))
-
-    def _on_load(self, _: Optimizer) -> None:
-        for layer in self._layers.values():
-            layer.was_loaded()
 
     def _on_step(self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]) -> Any:
         if not self._step.begins():
@@ -336,26 +340,19 @@ class Sparsifier:
         self._check_ranks(due)  # before what a wrapper's broadcast of the weights has made of the other ranks' zeros
         # A step that only fills state comes between weights that are loaded and their masks.
         if not optimizers.only_fills_state(self.stepper):
-            self.refuse_strays()
+            self._attached.refuse_strays()
         self._takes_step = optimizers.has_gradients(self.stepper) and not optimizers.skips_step(self.stepper)
         if not self._takes_step:
             return
-        self._accumulate(dense=True)
+        self._attached.accumulate(dense=True)
         if due and self._update_instead(due):
             self._takes_step = False
             for parameter in optimizers.parameters(self.stepper):
                 parameter.grad = None
             return
-        self._accumulate(dense=False)
+        self._attached.accumulate(dense=False)
         for layer in self._layers.values():
             layer.mask_gradient()
-
-    def _accumulate(self, dense: bool) -> None:
-        """Brings the own momenta up to date, those of dense gradients or those that stand in for an optimizer's."""
-        for group in self._groups:
-            if (Need.DENSE_MOMENTUM in group.algorithm.needs) == dense:
-                for layer in group.layers.values():
-                    layer.accumulate_momentum()
 
     def _after_step(self) -> None:
         took_step, self._takes_step = self._takes_step, False
@@ -365,53 +362,28 @@ class Sparsifier:
                 group for group in self._groups if group.algorithm.step_on_update and group.is_due(self.weight_steps)
             ]
             if due:  # Muon steps dead weights too: what it wrote must be gone before they are grown
-                self.zero_dead()
+                self._attached.zero_dead()
             for group in due:
                 self._update(group)
-            self.weight_steps += 1
+            self._attached.weight_steps += 1
         # Also after a step that was skipped: it may leave new state of whatever lay in memory.
         if not optimizers.only_fills_state(self.stepper):
-            self.zero_dead()
-        self._refresh()
-        self.check_layers()
+            self._attached.zero_dead()
+        self._attached.expect_gradients()
+        self._attached.check()
         if odd:
             raise RuntimeError(odd)
-
-    @torch.no_grad()
-    def refuse_strays(self) -> None:
-        """Refuses to zero what something else wrote to dead places; nothing is looked at where nobody wrote."""
-        suspects = {name: layer for name, layer in self._layers.items() if layer.suspect}
-        found = {name: layer.strays() for name, layer in suspects.items()}
-        strays = {name: what for name, what in found.items() if what is not None}
-        if strays:
-            raise refusal(strays)
-        if suspects:
-            self.zero_dead()
-
-    def check_layers(self) -> None:
-        """What ``strict=True`` asks for."""
-        if self.strict:
-            for name in self._layers:
-                self._check_layer(name)
-
-    @torch.no_grad()
-    def _check_layer(self, name: str, *_: Tensor) -> None:
-        self._layers[name].check(self.weight_steps)
+        self._tell()
 
     def _check_membership(self, due: Sequence[Group]) -> None:
         """Refuses to go on beside a model that has other weights now; looked at where something gives reason to."""
-        without = {name for name, layer in self._layers.items() if layer.parameter.grad is None}
-        suspicious, self._without_gradient = without - self._without_gradient, without
-        moved = have_moved(self._places)
-        if not (due or suspicious or moved or self.strict):
+        doubtful = self._membership.is_doubtful(self._layers)
+        if not (due or doubtful or self.strict):
             return
-        self.check_layers()
+        self._attached.check()
         if due:
             self._others.refuse_odd_state()
-        check_membership(self._layers, self.model, self.stepper)
-        check_ties(self._layers, self.model, self._ties)
-        if moved:
-            self._places = places(self._layers, self.model)
+        self._membership.check(self._layers, self.stepper)
 
     def _check_ranks(self, due: Sequence[Group]) -> None:
         """Refuses masks that differ among ranks which a wrapper that was made after attaching has brought together."""
@@ -432,51 +404,21 @@ class Sparsifier:
         updated = [self._update(group) for group in due if not group.algorithm.step_on_update]
         return any(updated)
 
-    @torch.no_grad()
     def _update(self, group: Group) -> bool:
         """Gives a group its new masks; False where it must wait for a (finite) gradient."""
-        moment, needs_gradient = group.moment(self.weight_steps), Need.GRADIENT in group.algorithm.needs
-        gradients, group.dense_gradients = group.dense_gradients, {}
-        frozen = {
-            name
-            for name, layer in group.layers.items()
-            if not layer.parameter.requires_grad or (needs_gradient and name not in gradients)
-        }
-        if len(frozen) == len(group.layers):
+        changes = group.update(self.weight_steps, self.seed, self._explored)
+        if changes is None:
             return False
-        evidence = {
-            name: layer.evidence(gradients.get(name), self.seed, moment) for name, layer in group.layers.items()
-        }
-        for name, mask in updated_masks(group.algorithm, moment, evidence, frozen).items():
-            group.layers[name].set_mask(mask, moment)
-        group.next_update = group.algorithm.when.following(moment + 1)
+        self._updated |= changes
         self.num_updates += 1
-        self._place()
+        self._attached.place()
         if self.strict and self._ranks is not None:
             self._ranks.check_masks({name: whole(layer.mask) for name, layer in group.layers.items()})
         return True
 
-    def _place(self) -> None:
-        """Keeps each layer as its present density asks for."""
-        for group in self._groups:
-            group.layers = {name: self._storage.place(layer) for name, layer in group.layers.items()}
-
-    def _refresh(self) -> None:
-        for group in self._groups:
-            wanted = group.wants_dense_gradient(self.weight_steps)
-            for layer in group.layers.values():
-                layer.expect_dense_gradient(wanted)
-
-    def zero_dead(self, names: Sequence[str] | None = None) -> None:
-        """Dead weights to 0, and their optimizer state to the value that the optimizer starts it with.
-
-        Args:
-            names: of the layers; None for all.
-        """
-        layers = self._layers
-        chosen = list(layers.values()) if names is None else [layers[name] for name in names]
-        pairs = [pair for layer in chosen for pair in layer.masked_tensors()]
-        if pairs:
-            torch._foreach_mul_([tensor for tensor, _ in pairs], [bits for _, bits in pairs])
-        for layer in chosen:
-            layer.settle()
+    def _tell(self) -> None:
+        """Hands what has been updated to whoever listens."""
+        if self._updated:
+            update, self._updated = Update(self.weight_steps, self.num_updates, self._updated), {}
+            for function in list(self._listeners.values()):
+                function(update)
