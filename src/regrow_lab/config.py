@@ -11,25 +11,20 @@ import json
 import math
 import posixpath
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from regrow_lab.methods import METHODS, Method, method_of
 
 DISTRIBUTIONS = ("uniform", "er", "erk", "flop-aware")
 SCHEDULES = ("cosine", "constant", "step", "one-cycle")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 AUGMENTATIONS = ("none", "crop-flip", "resized-crop-flip")
 PRECISIONS = ("float32", "bf16")
-WITHOUT_DISTRIBUTION = ("dense", "small-dense", "snip", "grasp", "obd", "pruning", "lottery", "imp")
-WITH_DISTRIBUTION = ("static", "set", "rigl", "snfs", "rigl-sg", "rigl-sm", "rigl-struct")
-METHODS = WITHOUT_DISTRIBUTION + WITH_DISTRIBUTION
 STORAGES = ("dense", "compact")
-DENSE_ONLY = ("dense", "small-dense", "snfs", "rigl-struct")
-"""Methods that compact storage is not for: nothing is masked, dense gradients at every step, whole channels."""
-STARTS = {"rigl": ("rigl-sm", "rigl-sm-densities"), "imp": ("trained", "reinitialized", "shuffled")}
-"""Method -> what else than its own beginning it can start from."""
 MOST_SEEDS = 1000
 """Of a study: its runs are all listed before the first is trained."""
-IMP_FRACTION = 0.2
-"""Share of the alive weights that a round of iterative pruning takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +41,13 @@ class RunConfig:
     """Network, by name."""
     data: str = "digits"
     """Data set, by name: that of a published one, or of a folder or text under the folder of all data."""
-    method: str = "dense"
-    """dense, small-dense, static, set, rigl, rigl-struct, snfs, rigl-sg, rigl-sm, pruning, snip, grasp, obd, lottery
-    (the masks of a pruning run) or imp (iterative pruning)."""
+    method: Annotated[str, tyro.conf.arg(help=f"{', '.join(METHODS)}, or package.module:recipe.")] = "dense"
+    """How its weights become few, by name or import string."""
     sparsity: float = 0.0
     """Share of the weights that are zero, in [0, 1); for imp 1 - 0.8^L after L rounds."""
     distribution: str | None = None
     """How the sparsity is shared among the layers: uniform, er, erk (taken where none is given) or flop-aware; none for
-    dense, small-dense, snip, grasp, obd, pruning, lottery and imp."""
+    a method that finds it, such as snip or pruning."""
     multiplier: float = 1
     """Training length as a multiple of `epochs`: 2 for a 2x run; rounded to whole epochs. Stretches the learning rate
     schedule and the last update, not `every` nor `drop_fraction`."""
@@ -127,7 +121,7 @@ class RunConfig:
             if field.type in KINDS:
                 object.__setattr__(self, field.name, _as_kind(getattr(self, field.name), KINDS[str(field.type)]))
         object.__setattr__(self, "data", data_name(self.data))
-        _one_of("method", self.method, METHODS)
+        method = method_of(self.method)
         if isinstance(self.multiplier, float) and self.multiplier.is_integer():
             object.__setattr__(self, "multiplier", int(self.multiplier))  # 2.0 is the same run as 2
         _one_of("schedule", self.schedule, SCHEDULES)
@@ -136,16 +130,16 @@ class RunConfig:
         _one_of("precision", self.precision, PRECISIONS)
         if not 0 <= self.sparsity < 1:
             raise ValueError(f"sparsity {self.sparsity:g} is outside [0, 1): give the share of zero weights, e.g. 0.9")
-        if self.method == "dense" and self.sparsity:
-            raise ValueError(
-                f"method dense takes no sparsity, given {self.sparsity:g}: leave it out or choose a sparse method"
-            )
-        if self.method in WITH_DISTRIBUTION:
-            if self.distribution is None:
-                object.__setattr__(self, "distribution", "erk")
+        if self.sparsity and not method.takes_sparsity:
+            given = f"{self.method} takes no sparsity, given {self.sparsity:g}"
+            raise ValueError(f"method {given}: leave it out or choose a sparse method")
+        if self.distribution is None and method.takes_distribution:
+            object.__setattr__(self, "distribution", "erk")
+        if self.distribution is not None:
+            if method.takes_distribution is False:
+                given = f"{self.method} takes no distribution, given {self.distribution!r}"
+                raise ValueError(f"method {given}: leave it out")
             _one_of("distribution", self.distribution, DISTRIBUTIONS)
-        elif self.distribution is not None:
-            raise ValueError(f"method {self.method} takes no distribution, given {self.distribution!r}: leave it out")
         if not 1 <= self.multiplier < 2**31:
             raise ValueError(f"multiplier must be 1 or more, and less than 2^31, given {self.multiplier}")
         for name in ("epochs", "batch_size", "every", "decay_steps", "sequence_length"):
@@ -168,30 +162,30 @@ class RunConfig:
                 raise ValueError(f"{name} must be 0 or more, and less than 2^63, given {getattr(self, name)}")
         if self.nesterov and self.optimizer != "sgd":
             raise ValueError(f"nesterov is of sgd alone, the optimizer is {self.optimizer}: leave it out")
-        self._check_start()
-        self._check_storage()
-
-    def _check_storage(self) -> None:
+        self._check_start(method)
+        method.check(self)
         _one_of("storage", self.storage, STORAGES)
-        if self.storage == "compact" and self.method in DENSE_ONLY:
-            raise ValueError(f"method {self.method} cannot run in compact storage: choose storage dense")
+        if self.storage not in method.storages:
+            only = " or ".join(method.storages)
+            raise ValueError(f"method {self.method} cannot run in {self.storage} storage: choose storage {only}")
         if self.storage == "compact" and self.compiled:
             raise ValueError("compact storage is not for compiled nets, it has an engine of its own: leave one out")
 
-    def _check_start(self) -> None:
+    def _check_start(self, method: Method) -> None:
         if self.start is not None:
-            if self.method not in STARTS:
+            if not method.starts:
                 raise ValueError(f"method {self.method} takes no start, given {self.start!r}: leave it out")
-            _one_of("start", self.start, STARTS[self.method])
+            _one_of("start", self.start, tuple(method.starts))
         if not 0 <= self.rewind < 1:
             raise ValueError(f"rewind must be a share of the training in [0, 1), given {self.rewind}")
-        if self.data_order and (self.method not in ("dense", "imp") or self.start == "trained"):
-            raise ValueError(f"data_order is for dense and a rewinding imp, the method is {self.method}: leave it out")
-        if self.rewind and not (self.data_order or self.method == "imp"):
+        if self.data_order and (not method.takes_data_order or self.start == "trained"):
+            able = " and ".join(each.name for each in METHODS.values() if each.takes_data_order)
+            raise ValueError(
+                f"data_order is for {able}, unless it starts from trained weights, the method is {self.method}: "
+                "leave it out"
+            )
+        if self.rewind and not (self.data_order or method.rewinds):
             raise ValueError(f"method {self.method} takes no rewind, given {self.rewind:g}: leave it out")
-        if self.method == "imp" and abs(self.sparsity - imp_sparsity(self.imp_level)) > 1e-6:
-            near = ", ".join(f"{imp_sparsity(level):.6g}" for level in (self.imp_level, self.imp_level + 1))
-            raise ValueError(f"imp reaches the sparsities 1 - 0.8^L, given {self.sparsity:g}: take one such as {near}")
 
     @property
     def total_epochs(self) -> int:
@@ -199,29 +193,12 @@ class RunConfig:
         return round(self.epochs * self.multiplier)
 
     @property
-    def imp_level(self) -> int:
-        """L, the rounds of pruning that lead to the sparsity of imp."""
-        return max(1, round(math.log(1 - self.sparsity) / math.log(1 - IMP_FRACTION)))
-
-    @property
     def prerequisite(self) -> RunConfig | None:
         """The run that must be finished before this one can begin, as its end is needed; None for most."""
+        method = method_of(self.method)
         if self.data_order:
-            rewind = self.rewind if self.method == "imp" else 0.0
-            return dataclasses.replace(self, data_order=0, rewind=rewind)
-        if self.method == "lottery":
-            return dataclasses.replace(self, method="pruning", timed=False)
-        if self.method == "rigl" and self.start:
-            return dataclasses.replace(self, method="rigl-sm", start=None, timed=False)
-        if self.method != "imp":
-            return None
-        if self.start in ("reinitialized", "shuffled"):
-            return dataclasses.replace(self, start=None)
-        if self.imp_level == 1:
-            return dataclasses.replace(
-                self, method="dense", sparsity=0.0, start=None, rewind=0.0, storage="dense", timed=False
-            )
-        return dataclasses.replace(self, sparsity=imp_sparsity(self.imp_level - 1), timed=False)
+            return dataclasses.replace(self, data_order=0, rewind=self.rewind if method.rewinds else 0.0)
+        return method.prerequisite(self)
 
     @property
     def run_id(self) -> str:
@@ -305,15 +282,6 @@ def check_seeds(what: str, seeds: int) -> None:
     if not 1 <= seeds <= MOST_SEEDS:
         needed = "1 seed or more" if seeds < 1 else f"{MOST_SEEDS:,} seeds or fewer"
         raise ValueError(f"{what} needs {needed}, given {seeds}")
-
-
-def imp_sparsity(level: int) -> float:
-    """The sparsity after `level` rounds of iterative pruning.
-
-    >>> round(imp_sparsity(10), 6)
-    0.892626
-    """
-    return 1 - (1 - IMP_FRACTION) ** level
 
 
 def _one_of(what: str, given: object, known: tuple[str, ...]) -> None:

@@ -1,108 +1,309 @@
-"""From a method's name in a configuration to the library's record and the net it trains: the one mapping of the lab."""
+"""One record a method: all that configurations, runs, tables and figures know of it. Nothing here imports torch.
+
+A new method of the lab is one more record in `METHODS`. What is to be computed is named by an import string such as
+``regrow:rigl``, and imported where a run is built (`regrow_lab.run.build`).
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import re
+import zlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+if TYPE_CHECKING:
+    from regrow_lab.config import RunConfig
 
-import regrow
-from regrow_lab.config import RunConfig
-from regrow_lab.models import find_model
-
-Counts = Callable[[Mapping[str, regrow.Layer], float], dict[str, int]]
-Recipe = Callable[[RunConfig, int, regrow.Flops], regrow.Algorithm | None]
-
-DISTRIBUTIONS: dict[str, Callable[[regrow.Flops], Counts]] = {
-    "uniform": lambda flops: regrow.uniform,
-    "er": lambda flops: regrow.er,
-    "erk": lambda flops: regrow.erk,
-    "flop-aware": regrow.flop_aware,
-}
-"""Name -> the distribution for a net of such FLOPs."""
+IMPORT = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+IMP_FRACTION = 0.2
+"""Share of the alive weights that a round of iterative pruning takes."""
+OBD_PROBES = 100
+SPARE = (("#6a3d9a", "h"), ("#b15928", "H"), ("#1f9e89", "8"), ("#e7298a", "*"))
+"""Colours and markers of methods that have no record, as they are somebody's own."""
 
 
-def _none(config: RunConfig, total_steps: int, flops: regrow.Flops) -> None:
-    return None
+@dataclass(frozen=True)
+class Scoring:
+    """Scores of the initial weights whose largest live, and what they cost in forward passes over their samples."""
+
+    scores: str
+    """Import string of a function from (net, loss, batches) to the scores of each layer."""
+    passes: int
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """What else the function is given."""
 
 
-def _static(config: RunConfig, total_steps: int, flops: regrow.Flops) -> regrow.Algorithm:
-    return regrow.static(sparsity=config.sparsity, distribution=DISTRIBUTIONS[str(config.distribution)](flops))
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """What a method is called, how it is drawn, what it takes and costs, and how a run of it is built."""
+
+    name: str
+    """In a configuration."""
+    label: str
+    """In tables and figures."""
+    colour: str
+    marker: str
+    """Of its lines in every figure. (Dashes tell apart lines of one method.)"""
+    recipe: str | None
+    """Import string of the function that returns the algorithm. It is called with those of sparsity, total_steps,
+    every, drop_fraction, distribution, stop and start that it names. None: nothing is masked."""
+    takes_sparsity: bool = True
+    """False of the dense net, which all others are compared with."""
+    takes_distribution: bool | None = True
+    """Whether layers share the sparsity by a distribution, erk where none is given. None: the recipe knows."""
+    finds_densities: bool = False
+    """Whether it chooses the density of each layer itself, with or without a distribution to begin with."""
+    sparse_throughout: bool | None = None
+    """Whether a step costs about 3 f_s, with an f_s that stays the same. None: judged by the FLOPs that it took."""
+    storages: tuple[str, ...] = ("dense", "compact")
+    """Where its weights can live."""
+    narrow: bool = False
+    """Whether the net has fewer channels in place of masks."""
+    scoring: Scoring | None = None
+    """How masks are chosen before training, where a score does that once."""
+    prerequisite: Callable[[RunConfig], RunConfig | None] = lambda config: None
+    """The run that must be finished before a run of this method can begin."""
+    includes_prerequisite: bool = False
+    """Whether the training of the prerequisite counts as training of this one."""
+    masks: str | None = None
+    """Import string of a function from (configuration, end of the prerequisite, net) to the masks. None: those that
+    the prerequisite ended with."""
+    starts: Mapping[str, str | None] = field(default_factory=dict)
+    """What else a run can start from -> import string of a function from (algorithm, masks) to the algorithm that goes
+    on from there. None: the masks stay as they are."""
+    takes_data_order: bool = False
+    """Whether a run can leave its order of the data, to measure the error on the line between the two."""
+    rewinds: bool = False
+    """Whether the masks are put on at the step `rewind`, the net being dense until there."""
+    check: Callable[[RunConfig], None] = lambda config: None
+    """Raises ValueError for a configuration that the method cannot be combined with."""
+
+    @property
+    def given_masks(self) -> bool:
+        """Whether a run is given the masks that it keeps, so that its densities are not known beforehand."""
+        return self.scoring is not None or self.includes_prerequisite
 
 
-def _given_masks(config: RunConfig, total_steps: int, flops: regrow.Flops) -> regrow.Algorithm:
-    # What costs the same as the masks that the run will be given: they are static.
-    return regrow.static(sparsity=config.sparsity, distribution=regrow.uniform)
+def is_import(name: str) -> bool:
+    """Whether a name is an import string, package.module:function.
+
+    >>> is_import("mine:build"), is_import("pkg.nets:build"), is_import("rigl"), is_import("c:/data")
+    (True, True, False, False)
+    """
+    return IMPORT.fullmatch(name) is not None
 
 
-def _dynamic(recipe: Callable[..., regrow.Algorithm]) -> Recipe:
-    def build(config: RunConfig, total_steps: int, flops: regrow.Flops) -> regrow.Algorithm:
-        return recipe(
-            sparsity=config.sparsity,
-            total_steps=total_steps,
-            every=config.every,
-            drop_fraction=config.drop_fraction,
-            distribution=DISTRIBUTIONS[str(config.distribution)](flops),
-            stop=int(config.stop * total_steps),
-        )
+def method_of(name: str) -> Method:
+    """The record of a method: of the lab, or of somebody's own, which is known by its import string alone.
 
-    return build
+    Raises ValueError for a name that is neither.
 
-
-def _pruning(config: RunConfig, total_steps: int, flops: regrow.Flops) -> regrow.Algorithm:
-    return regrow.gradual_pruning(
-        sparsity=config.sparsity,
-        total_steps=total_steps,
-        every=config.every,
-        start=int(config.pruning_start * total_steps),
-        stop=int(config.stop * total_steps),
+    >>> method_of("rigl").label, method_of("mine:recipe").label
+    ('RigL', 'mine:recipe')
+    """
+    if name in METHODS:
+        return METHODS[name]
+    if not is_import(name):
+        known = ", ".join(METHODS)
+        raise ValueError(f"unknown method {name!r}: choose one of {known}, or package.module:recipe of your own")
+    colour, marker = SPARE[zlib.crc32(name.encode()) % len(SPARE)]
+    return Method(
+        name=name, label=name, colour=colour, marker=marker, recipe=name, takes_distribution=None, finds_densities=True
     )
 
 
-def _snip(config: RunConfig, total_steps: int, flops: regrow.Flops) -> regrow.Algorithm:
-    return regrow.snip(sparsity=config.sparsity)
+def imp_sparsity(level: int) -> float:
+    """The sparsity after `level` rounds of iterative pruning.
+
+    >>> round(imp_sparsity(10), 6)
+    0.892626
+    """
+    return 1 - (1 - IMP_FRACTION) ** level
 
 
-RECIPES: dict[str, Recipe] = {
-    "dense": _none,
-    "small-dense": _none,  # changes the widths of the net, see net_of
-    "static": _static,
-    "snip": _snip,
-    "grasp": _given_masks,
-    "obd": _given_masks,
-    "lottery": _given_masks,
-    "imp": _given_masks,
-    "set": _dynamic(regrow.set_),
-    "rigl": _dynamic(regrow.rigl),
-    "rigl-struct": _dynamic(regrow.rigl_struct),
-    "snfs": _dynamic(regrow.snfs),
-    "rigl-sg": _dynamic(regrow.rigl_sg),
-    "rigl-sm": _dynamic(regrow.rigl_sm),
-    "pruning": _pruning,
+def imp_level(sparsity: float) -> int:
+    """The rounds of iterative pruning that lead to a sparsity.
+
+    >>> imp_level(imp_sparsity(10))
+    10
+    """
+    return max(1, round(math.log(1 - sparsity) / math.log(1 - IMP_FRACTION)))
+
+
+def _check_rounds(config: RunConfig) -> None:
+    level = imp_level(config.sparsity)
+    if abs(config.sparsity - imp_sparsity(level)) > 1e-6:
+        near = ", ".join(f"{imp_sparsity(each):.6g}" for each in (level, level + 1))
+        raise ValueError(f"imp reaches the sparsities 1 - 0.8^L, given {config.sparsity:g}: take one such as {near}")
+
+
+def _round_before(config: RunConfig) -> RunConfig:
+    if config.start in ("reinitialized", "shuffled"):
+        return dataclasses.replace(config, start=None)
+    level = imp_level(config.sparsity)
+    if level > 1:
+        return dataclasses.replace(config, sparsity=imp_sparsity(level - 1), timed=False)
+    plain: dict[str, Any] = {"start": None, "rewind": 0.0, "storage": "dense", "timed": False}
+    return dataclasses.replace(config, method="dense", sparsity=0.0, **plain)
+
+
+def _pruning(config: RunConfig) -> RunConfig:
+    return dataclasses.replace(config, method="pruning", timed=False)
+
+
+def _rigl_sm(config: RunConfig) -> RunConfig | None:
+    return dataclasses.replace(config, method="rigl-sm", start=None, timed=False) if config.start else None
+
+
+GIVEN_MASKS = "regrow_lab.run.build:given_masks"
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            name="dense",
+            label="Dense",
+            colour="#333333",
+            marker="h",
+            recipe=None,
+            takes_sparsity=False,
+            takes_distribution=False,
+            storages=("dense",),
+            takes_data_order=True,
+        ),
+        Method(
+            name="small-dense",
+            label="Small Dense",
+            colour="#8c6d31",
+            marker="P",
+            recipe=None,
+            takes_distribution=False,
+            sparse_throughout=True,
+            storages=("dense",),
+            narrow=True,
+        ),
+        Method(
+            name="static", label="Static", colour="#7f7f7f", marker="s", recipe="regrow:static", sparse_throughout=True
+        ),
+        Method(
+            name="snip",
+            label="SNIP",
+            colour="#d55e00",
+            marker="D",
+            recipe="regrow:snip",
+            takes_distribution=False,
+            finds_densities=True,
+            sparse_throughout=True,
+        ),
+        Method(
+            name="grasp",
+            label="GraSP",
+            colour="#882255",
+            marker="p",
+            recipe=GIVEN_MASKS,
+            takes_distribution=False,
+            finds_densities=True,
+            sparse_throughout=True,
+            scoring=Scoring("regrow:grasp_scores", passes=3 + 9),  # a gradient, and a product with the Hessian
+        ),
+        Method(
+            name="obd",
+            label="OBD",
+            colour="#999933",
+            marker="d",
+            recipe=GIVEN_MASKS,
+            takes_distribution=False,
+            finds_densities=True,
+            sparse_throughout=False,
+            scoring=Scoring("regrow:obd_scores", passes=9 * OBD_PROBES, arguments={"probes": OBD_PROBES}),
+        ),
+        Method(name="set", label="SET", colour="#e69f00", marker="^", recipe="regrow:set_", sparse_throughout=True),
+        Method(
+            name="rigl",
+            label="RigL",
+            colour="#0072b2",
+            marker="o",
+            recipe="regrow:rigl",
+            sparse_throughout=True,
+            prerequisite=_rigl_sm,
+            starts={"rigl-sm": "regrow:starting_from", "rigl-sm-densities": "regrow:with_densities"},
+        ),
+        Method(
+            name="rigl-struct",
+            label="RigL-struct",
+            colour="#332288",
+            marker="H",
+            recipe="regrow:rigl_struct",
+            sparse_throughout=True,
+            storages=("dense",),  # whole channels
+        ),
+        Method(
+            name="snfs",
+            label="SNFS",
+            colour="#009e73",
+            marker="v",
+            recipe="regrow:snfs",
+            finds_densities=True,
+            sparse_throughout=False,
+            storages=("dense",),  # dense gradients at every step
+        ),
+        Method(
+            name="rigl-sg",
+            label="RigL-SG",
+            colour="#56b4e9",
+            marker="<",
+            recipe="regrow:rigl_sg",
+            finds_densities=True,
+            sparse_throughout=False,
+        ),
+        Method(
+            name="rigl-sm",
+            label="RigL-SM",
+            colour="#cc79a7",
+            marker=">",
+            recipe="regrow:rigl_sm",
+            finds_densities=True,
+            sparse_throughout=False,
+        ),
+        Method(
+            name="pruning",
+            label="Pruning",
+            colour="#000000",
+            marker="X",
+            recipe="regrow:gradual_pruning",
+            takes_distribution=False,
+            finds_densities=True,
+            sparse_throughout=False,
+        ),
+        Method(
+            name="lottery",
+            label="Lottery",
+            colour="#aa4499",
+            marker="*",
+            recipe=GIVEN_MASKS,
+            takes_distribution=False,
+            sparse_throughout=False,
+            prerequisite=_pruning,
+            includes_prerequisite=True,
+        ),
+        Method(
+            name="imp",
+            label="IMP",
+            colour="#661100",
+            marker="8",
+            recipe=GIVEN_MASKS,
+            takes_distribution=False,
+            sparse_throughout=False,
+            prerequisite=_round_before,
+            includes_prerequisite=True,
+            masks="regrow_lab.run.starting_point:pruned_further",
+            starts=dict.fromkeys(("trained", "reinitialized", "shuffled")),
+            takes_data_order=True,
+            rewinds=True,
+            check=_check_rounds,
+        ),
+    )
 }
-
-
-def algorithm_of(config: RunConfig, total_steps: int, flops: regrow.Flops) -> regrow.Algorithm | None:
-    """The algorithm of a run of `total_steps` optimizer steps, all multiples included; None where nothing is masked.
-
-    `flops` are of the dense net, for distributions that mind them. Where the run is given its masks (grasp, obd,
-    lottery, imp), the algorithm is a static one of the same cost; see `regrow_lab.run.starting_point`.
-
-    Raises ValueError for values that the recipe refuses, such as a pruning that starts after it stops.
-    """
-    return RECIPES[config.method](config, total_steps, flops)
-
-
-def net_of(config: RunConfig, **arguments: Any) -> nn.Module:
-    """The net of a run, freshly initialised from torch's generator: for small-dense a narrow one, else the dense one.
-
-    `arguments` are the builder's own, such as `num_classes`.
-
-    Raises ValueError for a name that is no model, and a sparsity that no narrow net reaches.
-    """
-    build = find_model(config.model)
-    if config.method != "small-dense":
-        return build(**arguments)
-    solved = regrow.small_dense(lambda multiplier: build(multiplier=multiplier, **arguments), config.sparsity)
-    return build(multiplier=solved.multiplier, **arguments)
+"""Name -> record, in the order of the rows of a table."""

@@ -9,18 +9,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrow_lab import methods
 from regrow_lab.config import (
     AUGMENTATIONS,
     DISTRIBUTIONS,
-    METHODS,
     OPTIMIZERS,
     SCHEDULES,
-    WITH_DISTRIBUTION,
     RunConfig,
 )
 from regrow_lab.data import augment
-from regrow_lab.run import learning_rate
+from regrow_lab.methods import METHODS
+from regrow_lab.run import build, learning_rate
 from regrow_lab.run.optimizer import optimizer_of
 
 CHANGES = {
@@ -62,12 +60,14 @@ CHANGES = {
     "timed": True,
 }
 OF_IMP = ("rewind", "data_order")
+WITH_DISTRIBUTION = [name for name, method in METHODS.items() if method.takes_distribution]
 RIGL = RunConfig(method="rigl", sparsity=0.9)
 
 
 def test_every_name_of_the_configuration_stands_for_something() -> None:
-    assert set(METHODS) == set(methods.RECIPES)
-    assert set(DISTRIBUTIONS) == set(methods.DISTRIBUTIONS)
+    for method in METHODS.values():
+        assert method.recipe is None or callable(build.imported(method.recipe))
+    assert set(DISTRIBUTIONS) == set(build.DISTRIBUTIONS)
     assert set(SCHEDULES) == set(learning_rate.SCHEDULES)
     assert set(AUGMENTATIONS) == set(augment.AUGMENTATIONS)
     for name in OPTIMIZERS:
@@ -173,7 +173,10 @@ def test_from_dict_refuses_what_it_does_not_know() -> None:
         ({"method": "imp", "sparsity": 0.9}, r"imp reaches the sparsities 1 - 0.8\^L, given 0.9: take"),
         ({"method": "imp", "sparsity": 0.2, "rewind": 1.0}, r"rewind must be a share of the training in \[0, 1\)"),
         ({"rewind": 0.1}, "method dense takes no rewind, given 0.1"),
-        ({"method": "set", "sparsity": 0.9, "data_order": 1}, "data_order is for dense and a rewinding imp"),
+        (
+            {"method": "set", "sparsity": 0.9, "data_order": 1},
+            "data_order is for dense and imp, unless .*, the method is set: ",
+        ),
         ({"batch_size": 0}, "batch_size must be 1 or more"),
         ({"every": 0}, "every must be 1 or more"),
         ({"seed": -1}, "seed must be 0 or more"),

@@ -11,9 +11,9 @@ from fixtures.make import RUN, STEP, attached, levels, net
 import regrow
 from regrow.procedures.stage_files import SCHEMA
 from regrow_lab.config import RunConfig
-from regrow_lab.methods import net_of
 from regrow_lab.report.summary import summarise
 from regrow_lab.run import checkpoint, checkpoint_files
+from regrow_lab.run.build import net_of
 from regrow_lab.run.training import Training
 from regrow_lab.store import folders
 

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from regrow_lab import data as data_module
 from regrow_lab.config import RunConfig
-from regrow_lab.methods import net_of
 from regrow_lab.run import checkpoint_files
+from regrow_lab.run.build import net_of
 from regrow_lab.run.evaluation import evaluate
 from regrow_lab.run.resumable import train
 from regrow_lab.run.training import Training

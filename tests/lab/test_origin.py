@@ -14,9 +14,10 @@ from rich.console import Console
 from torch.nn import functional as F
 
 import regrow
-from regrow_lab.config import RunConfig, imp_sparsity
+from regrow_lab.config import RunConfig
 from regrow_lab.launch import Local
 from regrow_lab.launch.progress import progress_for
+from regrow_lab.methods import imp_sparsity
 from regrow_lab.run import checkpoint_files
 from regrow_lab.run.data_order import order_of
 from regrow_lab.run.measurements import result_of

@@ -10,11 +10,11 @@ import torch
 
 import regrow
 from regrow_lab.config import RunConfig
-from regrow_lab.methods import DISTRIBUTIONS
+from regrow_lab.methods import METHODS
 from regrow_lab.models import find_model
 from regrow_lab.report import paper
 from regrow_lab.report.paper import Published, Value
-from regrow_lab.report.summary import NAMES
+from regrow_lab.run.build import DISTRIBUTIONS
 from regrow_lab.run.cost import account
 from regrow_lab.studies import STUDIES, study_runs
 from regrow_lab.studies.figure4 import RATIO_AT, SHARES, SPARSITIES, SPARSITY_AT
@@ -37,7 +37,7 @@ def read(label: str) -> tuple[str, str, int, bool]:
     found = LABEL.fullmatch(label)
     assert found
     notes = found["notes"] or ""
-    method = {name: method for method, name in NAMES.items()}[found["name"]]
+    method = {record.label: method for method, record in METHODS.items()}[found["name"]]
     return method, "erk" if "ERK" in notes else "uniform", int(found["times"] or 1), "start" in notes
 
 

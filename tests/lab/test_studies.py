@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from regrow_lab.config import WITH_DISTRIBUTION
+from regrow_lab.methods import METHODS
 from regrow_lab.studies import STUDIES, study_runs, usual_storage
 
 SPARSITIES = {0.9, 0.95, 0.98, 0.99}
@@ -15,7 +15,8 @@ def test_digits_is_the_whole_grid() -> None:
     rows = Counter((run.method, run.distribution, run.multiplier) for run in runs)
     both = ("uniform", "erk")
     expected = {("dense", None, 1): 3} | {(method, None, 1): 12 for method in ("small-dense", "snip", "pruning")}
-    of_vectors = set(WITH_DISTRIBUTION) - {"rigl-struct"}  # which needs convolutions
+    of_vectors = {name for name, method in METHODS.items() if method.takes_distribution}
+    of_vectors -= {"rigl-struct"}  # which needs convolutions
     expected |= {(method, name, 1): 12 for method in of_vectors for name in both}
     expected |= {("rigl", name, 2): 12 for name in both}
     assert rows == expected

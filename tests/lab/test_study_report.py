@@ -12,8 +12,9 @@ from stored import store_run
 
 from regrow_lab.commands import study
 from regrow_lab.commands.cli import main
-from regrow_lab.config import RunConfig, imp_sparsity
+from regrow_lab.config import RunConfig
 from regrow_lab.launch import Local, Outcome
+from regrow_lab.methods import imp_sparsity
 from regrow_lab.report import paper, study_figures
 from regrow_lab.report.claims import QUESTIONS, claims_page, judge, time_row
 from regrow_lab.report.comparison import comparisons

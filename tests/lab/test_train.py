@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 from regrow_lab.config import RunConfig
 from regrow_lab.data import load_data
-from regrow_lab.methods import net_of
 from regrow_lab.models import MODELS
 from regrow_lab.run import checkpoint_files, training
 from regrow_lab.run import data_order as order_module
 from regrow_lab.run import resumable as train_module
+from regrow_lab.run.build import net_of
 from regrow_lab.run.data_order import data_order
 from regrow_lab.run.resumable import train
 from regrow_lab.run.training import Training

@@ -23,6 +23,7 @@ from regrow_lab.commands.study import Study, print_report
 from regrow_lab.commands.train import Train
 from regrow_lab.commands.tune.command import Tune
 from regrow_lab.config import RunConfig
+from regrow_lab.methods import method_of
 from regrow_lab.store import folders
 from regrow_lab.store.escaping import complain
 
@@ -52,7 +53,7 @@ class Flops:
 
     def run(self) -> int:
         """Print the numbers."""
-        sparsity = self.sparsity if self.sparsity is not None else 0.0 if self.method == "dense" else 0.9
+        sparsity = 0.9 * method_of(self.method).takes_sparsity if self.sparsity is None else self.sparsity
         config = RunConfig(
             model=self.model,
             method=self.method,

@@ -14,6 +14,7 @@ from regrow_files import shown
 from regrow_lab.commands.signals import asking_to_stop, exit_code
 from regrow_lab.config import RunConfig, check_seconds
 from regrow_lab.launch.progress import epoch_lines, outcome
+from regrow_lab.methods import method_of
 from regrow_lab.store import folders
 from regrow_lab.store.escaping import complain
 
@@ -43,7 +44,7 @@ class Train:
     def run(self) -> int:
         """Train, with a line an epoch."""
         config = self.config
-        if config.method != "dense" and not config.sparsity:
+        if method_of(config.method).takes_sparsity and not config.sparsity:
             raise ValueError(f"method {config.method} needs a sparsity: add --sparsity 0.9, or choose --method dense")
         if not 1 <= self.threads <= MOST_THREADS:
             raise ValueError(f"threads must lie in 1 to {MOST_THREADS}, given {self.threads}")

@@ -11,8 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from regrow_lab.report.summary import Summary
 
-DENSE = "#333333"
-"""Colour of the dense net's line."""
 FEWEST_TICKS = 4
 
 
@@ -47,9 +45,9 @@ def accuracy_scale(axes: Axes, summaries: Sequence[Summary]) -> None:
 def accuracy_axis(axes: Axes, summaries: Sequence[Summary]) -> list[Summary]:
     """The accuracy's scale, and each dense net as a line across, with its name for a legend; those nets."""
     accuracy_scale(axes, summaries)
-    nets = [cell for cell in summaries if cell.method == "dense" and cell.mean is not None]
+    nets = [cell for cell in summaries if cell.is_dense and cell.mean is not None]
     for net in nets:
-        axes.axhline(net.mean or 0.0, color=DENSE, lw=1, ls=(0, (4, 3)), zorder=1, label=dense_label(net))
+        axes.axhline(net.mean or 0.0, color=net.style[0], lw=1, ls=(0, (4, 3)), zorder=1, label=dense_label(net))
     return nets
 
 

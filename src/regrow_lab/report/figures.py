@@ -16,24 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
-from regrow_lab.report.accuracy_axis import DENSE, accuracy_axis, by_error, dense_label, whiskers
-from regrow_lab.report.summary import NAMES, Summary
+from regrow_lab.methods import method_of
+from regrow_lab.report.accuracy_axis import accuracy_axis, by_error, dense_label, whiskers
+from regrow_lab.report.summary import Summary
 
-STYLE = {
-    "small-dense": ("#8c6d31", "P"),
-    "static": ("#7f7f7f", "s"),
-    "snip": ("#d55e00", "D"),
-    "grasp": ("#882255", "p"),
-    "obd": ("#999933", "d"),
-    "set": ("#e69f00", "^"),
-    "rigl": ("#0072b2", "o"),
-    "snfs": ("#009e73", "v"),
-    "rigl-sg": ("#56b4e9", "<"),
-    "rigl-sm": ("#cc79a7", ">"),
-    "pruning": ("#000000", "X"),
-}
-"""Colour (of Okabe and Ito, and Paul Tol: colour-blind eyes tell them apart too) and marker of a method."""
-OTHER = ("#6a3d9a", "h")
 DASHES = ("-", "--", ":", "-.")
 """Of the lines in a panel that have a method in common, in their order."""
 WIDE_LABEL = 17
@@ -65,12 +51,12 @@ def accuracy_against_sparsity(summaries: Sequence[Summary]) -> Figure | None:
         axes.set_xticks(range(len(sparsities)), [f"{sparsity:g}" for sparsity in sparsities])
         axes.set_xlim(-0.4, len(sparsities) - 0.6)
         nets = accuracy_axis(axes, summaries)
-        labels = [(dense_label(net), DENSE, net.mean, len(sparsities) - 0.6) for net in nets]
+        labels = [(dense_label(net), net.style[0], net.mean, len(sparsities) - 0.6) for net in nets]
         for i, (line, dashes) in enumerate(zip(lines, _dashes(lines), strict=True)):
             aside = 0.05 * (i - (len(lines) - 1) / 2)
             x = [sparsities.index(cell.sparsity) + aside for cell in line]
             _draw(axes, line, x, dashes)
-            labels.append((line[-1].label, STYLE.get(line[-1].method, OTHER)[0], line[-1].mean, x[-1]))
+            labels.append((line[-1].label, line[-1].style[0], line[-1].mean, x[-1]))
         _label_ends(axes, labels)
     _finish(figure, all_axes, summaries)
     return figure
@@ -131,7 +117,7 @@ def layer_densities(summaries: Sequence[Summary]) -> Figure | None:
         for i, (label, line) in enumerate(shown.items()):
             for cell in line:
                 if cell.sparsity == sparsity:
-                    colour, marker = STYLE.get(cell.method, OTHER)
+                    colour, marker = cell.style
                     if label in ("uniform", "ERK"):
                         colour, marker = "#555555", "."
                     aside = 0.05 * (i - (len(shown) - 1) / 2) * (not many)
@@ -159,23 +145,22 @@ def _density_lines(summaries: Sequence[Summary]) -> dict[str, Line]:
     lines = [line for line in _lines(summaries) if line[0].multiplier == 1 and line[0].layer_densities]
     found: dict[str, Line] = {}
     for label, distribution in (("uniform", "uniform"), ("ERK", "erk")):
-        fixed = [
-            line
-            for line in lines
-            if line[0].method in ("static", "set", "rigl") and line[0].distribution == distribution
-        ]
+        kept = [line for line in lines if not method_of(line[0].method).finds_densities]
+        fixed = [line for line in kept if line[0].distribution == distribution]
         if fixed:
             found[label] = fixed[0]
-    for method in ("snip", "grasp", "obd", "snfs", "rigl-sg", "rigl-sm", "pruning"):
-        own = [line for line in lines if line[0].method == method]
-        if own:  # of a method with several distributions, the run that started from uniform: what it found is its own
-            begun = " (from uniform)" if own[0][0].distribution == "uniform" else ""
-            found[NAMES[method] + begun] = own[0]
+    own: dict[str, Line] = {}
+    for line in lines:
+        if method_of(line[0].method).finds_densities:
+            own.setdefault(line[0].method, line)  # from uniform, where there are several: what it found is its own
+    for method, line in own.items():
+        begun = " (from uniform)" if line[0].distribution == "uniform" else ""
+        found[method_of(method).label + begun] = line
     return found
 
 
 def _lines(summaries: Sequence[Summary]) -> list[Line]:
-    sparse = [summary for summary in summaries if summary.method != "dense"]
+    sparse = [summary for summary in summaries if not summary.is_dense]
     return [list(cells) for _, cells in itertools.groupby(sparse, key=lambda summary: summary.row)]
 
 
@@ -216,7 +201,7 @@ def _ratio_ticks(lowest: float, highest: float) -> list[float]:
 
 def _draw(axes: Axes, line: Line, x: Sequence[float], dashes: str) -> None:
     """One line with its error bars; a hollow marker where seeds diverged, a cross at the foot of the axes for them."""
-    colour, marker = STYLE.get(line[0].method, OTHER)
+    colour, marker = line[0].style
     axes.plot(x, _means(line), dashes, color=colour, marker=marker, ms=5, lw=1.4, label=line[0].label)
     axes.errorbar(
         x,

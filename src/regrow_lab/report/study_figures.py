@@ -12,21 +12,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import color_sequences
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from regrow_lab.methods import method_of
 from regrow_lab.report.accuracy_axis import accuracy_axis, accuracy_scale, whiskers
-from regrow_lab.report.figures import DASHES, OTHER, STYLE
+from regrow_lab.report.figures import DASHES
 from regrow_lab.report.plain_tables import Grid
-from regrow_lab.report.summary import NAMES as METHODS
 from regrow_lab.report.summary import Summary
 from regrow_lab.store.folders import StoredRun
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Okabe and Ito's palette."""
-MARKERS = "os^Dv<P"
+COLOURS, MARKERS = color_sequences["Dark2"], "os^Dv<P"
+"""Of lines that are no methods, such as sparsities: no method has these colours."""
 KINDS = {
     (None, False): "rewound to step 0",
     (None, True): "rewound to {percent:g} %",
@@ -105,7 +105,7 @@ def equal_flops(summaries: Sequence[Summary]) -> Figure | None:
     all_axes[1].set_xlabel("training FLOPs, relative to dense")
     for axes in all_axes:
         _ratio_axis(axes)
-        accuracy_axis(axes, [cell for cell in summaries if cell.method == "dense" or cell in cells])
+        accuracy_axis(axes, [cell for cell in summaries if cell.is_dense or cell in cells])
     return _done(figure, all_axes, "")
 
 
@@ -124,7 +124,6 @@ def flops_over_steps(runs: Sequence[StoredRun]) -> Figure | None:
         return None
     sparsities = sorted({sparsity for _, _, sparsity in shown})
     rows = list(dict.fromkeys((method, distribution) for method, distribution, _ in shown))
-    methods = list(dict.fromkeys(method for method, _ in rows))
     figure, all_axes = _panels(len(sparsities))
     for axes, sparsity in zip(all_axes, sparsities, strict=True):
         axes.set_title(f"S = {sparsity:g}")
@@ -135,9 +134,9 @@ def flops_over_steps(runs: Sequence[StoredRun]) -> Figure | None:
                 steps = [found["steps"] * (epoch + 1) / len(ratios) for epoch in range(len(ratios))]
                 if (first := shown.get(("rigl", distribution, sparsity))) is not None:
                     steps, ratios = [0, *steps], [first["sparse_flops"] / first["dense_flops"], *ratios]
-                label = f"{METHODS[method]} ({NAMES.get(str(distribution), distribution)})"
+                label = f"{method_of(method).label} ({NAMES.get(str(distribution), distribution)})"
                 style = "-" if distribution == "uniform" else "--"
-                axes.plot(steps, ratios, style, color=COLOURS[methods.index(method)], lw=1.4, label=label)
+                axes.plot(steps, ratios, style, color=method_of(method).colour, lw=1.4, label=label)
         axes.set_xlabel("optimizer step")
     _done(figure, all_axes, "")
     all_axes[0].set_ylabel("forward FLOPs, relative to dense")
@@ -159,7 +158,7 @@ def tickets(summaries: Sequence[Summary]) -> Figure | None:
     for number, variant in enumerate(dict.fromkeys(cell.variant for cell in cells)):
         line = sorted((cell for cell in cells if cell.variant == variant), key=lambda cell: cell.sparsity)
         _line(axes, [1 - cell.sparsity for cell in line], line, number, _kind(variant))
-    accuracy_axis(axes, [cell for cell in summaries if cell.method in ("imp", "dense")])
+    accuracy_axis(axes, [cell for cell in summaries if cell.is_dense or cell in found])
     axes.set_xscale("log")
     axes.invert_xaxis()
     axes.xaxis.set_major_locator(FixedLocator([1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01]))
@@ -227,8 +226,8 @@ def bits(summaries: Sequence[Summary]) -> Figure | None:
         return None
     figure, (axes,) = _panels(1, width=6.0)
     for cell in cells:
-        colour, marker = STYLE.get(cell.method, OTHER)
-        label = cell.label if cell.method == "dense" else f"{cell.label}, S = {cell.sparsity:g}"
+        colour, marker = cell.style
+        label = cell.label if cell.is_dense else f"{cell.label}, S = {cell.sparsity:g}"
         inside = "white" if cell.multiplier > 1 else colour
         axes.errorbar(
             [cell.train_ratio], [cell.bits or 0.0], [cell.bits_std or 0.0], color=colour, marker=marker, ms=6, lw=0,
@@ -245,7 +244,7 @@ def bits(summaries: Sequence[Summary]) -> Figure | None:
 def storages(summaries: Sequence[Summary]) -> Figure | None:
     """Accuracy against the wall time of a run by storage and precision, a panel a sparsity, the dense nets in each."""
     cells = [cell for cell in summaries if cell.mean is not None and "precision=" in cell.variant]
-    sparsities = sorted({cell.sparsity for cell in cells if cell.method != "dense"})
+    sparsities = sorted({cell.sparsity for cell in cells if not cell.is_dense})
     if not sparsities:
         return None
     kinds = list(dict.fromkeys((cell.method, cell.variant) for cell in cells))
@@ -257,7 +256,8 @@ def storages(summaries: Sequence[Summary]) -> Figure | None:
         for cell in cells:
             if cell.sparsity in (0.0, sparsity):
                 label = f"{cell.label.split(' (')[0]}, {_words(cell.variant)}"
-                _line(axes, [cell.seconds / unit], [cell], kinds.index((cell.method, cell.variant)), label)
+                number = kinds.index((cell.method, cell.variant))
+                _line(axes, [cell.seconds / unit], [cell], number, label, colour=cell.style[0])
         axes.set_xlim(left=0)
         axes.set_xlabel(f"{name} a run")
         accuracy_scale(axes, cells)
@@ -282,9 +282,9 @@ def _panels(number: int, width: float = 4.4) -> tuple[Figure, list[Axes]]:
 
 def _line(
     axes: Axes, x: Sequence[float], line: Sequence[Summary], number: int, label: str, *, width: float = 1.4,
-    alpha: float = 1.0, style: str = "-",
+    alpha: float = 1.0, style: str = "-", colour: Any = None,
 ) -> None:  # fmt: skip
-    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+    colour, marker = colour or COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
     means = [cell.mean or 0.0 for cell in line]
     if label:
         bars = np.transpose([whiskers(cell) for cell in line])

@@ -12,29 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from regrow_lab.config import RunConfig
+from regrow_lab.methods import METHODS, method_of
 from regrow_lab.store.folders import StoredRun
 
-NAMES = {
-    "dense": "Dense",
-    "small-dense": "Small Dense",
-    "static": "Static",
-    "snip": "SNIP",
-    "grasp": "GraSP",
-    "obd": "OBD",
-    "set": "SET",
-    "rigl": "RigL",
-    "rigl-struct": "RigL-struct",
-    "snfs": "SNFS",
-    "rigl-sg": "RigL-SG",
-    "rigl-sm": "RigL-SM",
-    "pruning": "Pruning",
-    "lottery": "Lottery",
-    "imp": "IMP",
-}
-"""Method in config.json -> its name in tables and figures, in the order of the rows."""
-
-SPARSE_THROUGHOUT = ("small-dense", "static", "snip", "grasp", "set", "rigl", "rigl-struct")
-"""Methods whose training costs about 3 f_s a step, with an f_s that stays the same."""
+GRADIENTS = 0.1
+"""Share of the FLOPs of dense gradients at every step up to which a method without a record is sparse throughout."""
 
 GROUPS = (
     "sparse throughout, densities uniform",
@@ -104,9 +86,20 @@ class Summary:
         return (self.method, self.distribution, self.multiplier, self.variant)
 
     @property
+    def is_dense(self) -> bool:
+        """Whether this is the dense net, which the others are compared with."""
+        return not method_of(self.method).takes_sparsity
+
+    @property
+    def style(self) -> tuple[str, str]:
+        """Colour and marker of the method, in every figure."""
+        method = method_of(self.method)
+        return method.colour, method.marker
+
+    @property
     def label(self) -> str:
         """Name of the row in the report's form, as in `RigL_2x (ERK)`; a uniform distribution is not said."""
-        name = NAMES.get(self.method, self.method) + (f"_{self.multiplier:g}x" if self.multiplier > 1 else "")
+        name = method_of(self.method).label + (f"_{self.multiplier:g}x" if self.multiplier > 1 else "")
         distribution = {None: "", "uniform": "", "er": "ER", "erk": "ERK"}.get(self.distribution, self.distribution)
         notes = ", ".join(note for note in (distribution, self.variant) if note)
         return f"{name} ({notes})" if notes else name
@@ -121,11 +114,18 @@ class Summary:
         dense net, what begins with the end of another run (tickets, RigL from RigL-SM's masks or densities), all 2x and
         3x runs. Last the dense net.
         """
-        if self.method == "dense":
+        if self.is_dense:
             return 3
-        if self.method not in SPARSE_THROUGHOUT or self.multiplier > 1 or self.start is not None:
+        if not self._sparse_throughout or self.multiplier > 1 or self.start is not None:
             return 2
-        return 0 if self.method == "small-dense" or self.distribution == "uniform" else 1
+        return 0 if method_of(self.method).narrow or self.distribution == "uniform" else 1
+
+    @property
+    def _sparse_throughout(self) -> bool:
+        """As the method's record says; else whether training took little more than 3 f_s a step."""
+        known = method_of(self.method).sparse_throughout
+        dense_gradients = (1 - self.test_ratio) / 3
+        return self.train_ratio - self.test_ratio <= GRADIENTS * dense_gradients if known is None else known
 
 
 DEFAULTS = RunConfig().to_dict()
@@ -152,7 +152,7 @@ def summarise(runs: Iterable[StoredRun]) -> tuple[Summary, ...]:
 
 
 def _place(summary: Summary) -> tuple[Any, ...]:
-    methods, distributions = [*NAMES, summary.method], [None, "uniform", "er", "erk", summary.distribution]
+    methods, distributions = [*METHODS, summary.method], [None, "uniform", "er", "erk", summary.distribution]
     row = (methods.index(summary.method), summary.method, summary.multiplier)
     where = (distributions.index(summary.distribution), summary.distribution or "", summary.variant)
     return (summary.model, summary.data, summary.group, *row, *where, summary.sparsity)

@@ -70,17 +70,17 @@ def make_tables(summaries: Iterable[Summary], notes: Sequence[str] = ()) -> tupl
     tables = []
     for (model, data), same in itertools.groupby(summaries, key=lambda summary: (summary.model, summary.data)):
         cells = list(same)
-        sparsities = sorted({summary.sparsity for summary in cells if summary.method != "dense"})
+        sparsities = sorted({summary.sparsity for summary in cells if not summary.is_dense})
         parts = [sparsities[i : i + MOST_SPARSITIES] for i in range(0, len(sparsities), MOST_SPARSITIES)] or [[]]
         for number, part in enumerate(parts, 1):
             title = f"{model} on {data}" + (f", part {number} of {len(parts)}" if len(parts) > 1 else "")
-            shown = [each for each in cells if each.method == "dense" or each.sparsity in part]
+            shown = [each for each in cells if each.is_dense or each.sparsity in part]
             tables.append(_table(title, shown, notes))
     return tuple(tables)
 
 
 def _table(title: str, summaries: Sequence[Summary], notes: Sequence[str]) -> Table:
-    sparsities = tuple(sorted({summary.sparsity for summary in summaries if summary.method != "dense"})) or (0.0,)
+    sparsities = tuple(sorted({summary.sparsity for summary in summaries if not summary.is_dense})) or (0.0,)
     seeds = max(summary.n + summary.diverged for summary in summaries)
     best = best_of_groups(summaries)
     groups = []
@@ -89,7 +89,7 @@ def _table(title: str, summaries: Sequence[Summary], notes: Sequence[str]) -> Ta
         for _, row in itertools.groupby(group, key=lambda summary: summary.row):
             same = list(row)
             # The dense net has no sparsity of its own: as in the report, it stands in the first column.
-            by_sparsity = {sparsities[0] if each.method == "dense" else each.sparsity: each for each in same}
+            by_sparsity = {sparsities[0] if each.is_dense else each.sparsity: each for each in same}
             cells = (
                 Cell(_accuracy(each, seeds), f"{each.density:.3g}", _flops(each), each in best)
                 if (each := by_sparsity.get(sparsity))
@@ -144,7 +144,7 @@ def _accuracy(summary: Summary, seeds: int) -> str:
 
 
 def _flops(summary: Summary) -> str:
-    if summary.method == "dense":
+    if summary.is_dense:
         flops = (f"{value:.2e}".split("e+") for value in (3 * summary.dense_flops, summary.dense_flops))
         return ", ".join(f"{digits}e{int(exponent)}" for digits, exponent in flops)
     return f"{_ratio(summary.train_ratio)}, {_ratio(summary.test_ratio)}"

@@ -10,8 +10,9 @@ import torch
 import regrow
 from regrow.parts.distributions import total_alive
 from regrow_lab.config import RunConfig
-from regrow_lab.methods import algorithm_of, net_of
+from regrow_lab.methods import method_of
 from regrow_lab.models import example_input, find_model
+from regrow_lab.run.build import algorithm_of, net_of
 
 
 def account(config: RunConfig, total_steps: int) -> dict[str, Any]:
@@ -33,7 +34,8 @@ def account(config: RunConfig, total_steps: int) -> dict[str, Any]:
     if algorithm is not None:
         sparse, mean = _forward(algorithm, net, example, total_steps)
     train = regrow.train_flops(algorithm, mean, dense) if algorithm else 3 * sparse
-    if config.prerequisite is not None and config.method in ("lottery", "imp"):
+    method = method_of(config.method)
+    if config.prerequisite is not None and method.includes_prerequisite:
         train += account(config.prerequisite, total_steps)["train_flops"]
     return {
         "model": config.model,
@@ -47,7 +49,7 @@ def account(config: RunConfig, total_steps: int) -> dict[str, Any]:
         "train_flops": train,
         "test_ratio": sparse / dense,
         "train_ratio": train / (3 * dense),
-        "estimated": config.method in ("grasp", "obd", "lottery", "imp")
+        "estimated": method.given_masks
         or config.start is not None
         or (algorithm is not None and (algorithm.initial is None or algorithm.redistribute is not None)),
     }

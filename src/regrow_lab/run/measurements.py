@@ -16,10 +16,11 @@ import torch
 from torch import nn
 
 import regrow
+from regrow_lab.methods import method_of
 from regrow_lab.models import find_model
 from regrow_lab.run.evaluation import batch_size_for, evaluate, loss_of
 from regrow_lab.run.machine import describe, peak_memory
-from regrow_lab.run.starting_point import SCORINGS, mask_step, scored_batches
+from regrow_lab.run.starting_point import mask_step, scored_batches
 from regrow_lab.run.training import Training
 
 LINE_BATCHES = 10
@@ -70,21 +71,21 @@ def costs(training: Training) -> dict[str, Any]:
     is earlier_train_ratio.
     """
     config, sparsifier, dense = training.config, training.sparsifier, training.dense_flops
+    method = method_of(config.method)
     sparse = training.sparse_flops(sparsifier.densities if sparsifier else {})
     mean = training.sparse_flops(sparsifier.mean_densities if sparsifier else {})
     train = regrow.train_flops(training.algorithm, mean, dense) if training.algorithm else 3 * sparse
-    if config.method in SCORINGS:
+    if method.scoring is not None:
         batches = scored_batches(config, training.data)
-        train += SCORINGS[config.method].passes * dense * batches / training.total_steps
+        train += method.scoring.passes * dense * batches / training.total_steps
     dense_share = mask_step(config, training.total_steps) / training.total_steps
     train = dense_share * 3 * dense + (1 - dense_share) * train
     own = train / (3 * dense) * training.epochs / config.epochs
     earlier = float(training.origin.result["train_ratio"]) if training.origin else 0.0
     ratio = own
-    if config.method == "lottery" or (config.method == "imp" and config.start in (None, "trained")):
-        ratio = own + earlier
-    if config.method == "imp" and (config.data_order or config.start in ("reinitialized", "shuffled")):
-        ratio = earlier  # the same rounds, the last of them once more in another way
+    if method.includes_prerequisite:  # trained once more in another way, the last round does not count twice
+        again = config.data_order or config.start in ("reinitialized", "shuffled")
+        ratio = earlier if again else own + earlier
     return {
         "dense_flops": dense,
         "sparse_flops": round(sparse),
@@ -120,7 +121,7 @@ def line(training: Training) -> dict[str, Any]:
 
 
 def wall_times(training: Training) -> dict[str, Any]:
-    """Time of the run's net relative to the dense net's, measured in turns; of rigl-struct without its dead channels.
+    """Time of the run's net relative to the dense net's, measured in turns; where whole channels die, without them.
 
     train: forward and backward pass of a training batch. test: forward pass of it in evaluation mode. Each ratio is of
     two times of one round, taken one after the other and `TIMING_SECONDS` long at least: the median over
@@ -129,7 +130,7 @@ def wall_times(training: Training) -> dict[str, Any]:
     device, data, config = training.device, training.data, training.config
     inputs, labels = next(iter(data.train.batches(torch.arange(len(data.train)), config.batch_size)))
     net = copy.deepcopy(training.model)
-    if config.method == "rigl-struct" and training.sparsifier:
+    if training.sparsifier and training.algorithm and training.algorithm.pattern == regrow.channels:
         net = regrow.remove_dead_channels(training.model, training.sparsifier.masks, data.example)
     dense = find_model(config.model)(**training.arguments).to(device)
     if inputs.dim() == 4:

@@ -14,35 +14,21 @@ from torch import Tensor, nn
 
 import regrow
 from regrow_files import shown
-from regrow_lab.config import IMP_FRACTION, RunConfig
+from regrow_lab.config import RunConfig
 from regrow_lab.data.batches import Parts
+from regrow_lab.methods import IMP_FRACTION, Scoring, imp_level, method_of
 from regrow_lab.run import checkpoint_files
+from regrow_lab.run.build import imported
 from regrow_lab.run.data_order import rewind_step
 from regrow_lab.run.evaluation import loss_of
 from regrow_lab.store import folders
 
 SAMPLES = 10
 """Training samples a class whose loss the scores are taken of. Wang, Zhang & Grosse 2020, section 5."""
-OBD_PROBES = 100
 OTHER_SEED = 1000
 """Added to the seed for the weights of a random re-initialisation, so that no seed of a study is met."""
 
 State = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """Scores of the initial weights whose largest live, and what they cost in forward passes over their samples."""
-
-    scores: Callable[..., dict[str, Tensor]]
-    passes: int
-
-
-SCORINGS: Mapping[str, Scoring] = {
-    "grasp": Scoring(regrow.grasp_scores, passes=3 + 9),  # a gradient, and a product with the Hessian
-    "obd": Scoring(partial(regrow.obd_scores, probes=OBD_PROBES), passes=9 * OBD_PROBES),
-}
-"""Method -> how it chooses its masks before training. (SNIP's score needs no pass that training does not make.)"""
 
 
 @dataclass(frozen=True)
@@ -117,27 +103,35 @@ def check_end(config: RunConfig, needed: RunConfig, result: Mapping[str, Any]) -
 
 def masks_of(config: RunConfig, origin: Origin | None, model: nn.Module, data: Parts) -> dict[str, Tensor] | None:
     """The masks that the run begins with, where its method does not draw them itself."""
-    if config.method in SCORINGS:
-        return scored_masks(config, model, data)
-    if origin is None or config.method == "dense":
+    method = method_of(config.method)
+    if method.scoring is not None:
+        return scored_masks(config, method.scoring, model, data)
+    if origin is None:
         return None
     if config.start == "shuffled" and not config.data_order:
         return regrow.shuffle_masks(origin.masks, config.seed)
-    if config.method != "imp" or config.data_order or config.start == "reinitialized":
+    if method.masks is None or config.data_order or config.start == "reinitialized":
         return dict(origin.masks)
+    masks: dict[str, Tensor] = imported(method.masks)(config, origin, model)
+    return masks
+
+
+def pruned_further(config: RunConfig, origin: Origin, model: nn.Module) -> dict[str, Tensor]:
+    """The masks of a round of iterative pruning: the largest weights that the round before ended with."""
     names = regrow.find_layers(model)
     masks = {name: origin.masks.get(name, torch.ones_like(origin.model[name], dtype=torch.bool)) for name in names}
-    return regrow.prune_by_magnitude(origin.model, masks, (1 - IMP_FRACTION) ** config.imp_level)
+    return regrow.prune_by_magnitude(origin.model, masks, (1 - IMP_FRACTION) ** imp_level(config.sparsity))
 
 
 def begun_with(config: RunConfig, algorithm: regrow.Algorithm, masks: State | None) -> regrow.Algorithm:
     """The algorithm of a run that is given `masks`."""
     if masks is None:
         return algorithm
-    if config.method != "rigl":
+    goes_on = method_of(config.method).starts.get(str(config.start))
+    if goes_on is None:
         return replace(regrow.from_masks(masks), name=config.method)
-    given = regrow.with_densities if config.start == "rigl-sm-densities" else regrow.starting_from
-    return given(algorithm, masks)
+    begun: regrow.Algorithm = imported(goes_on)(algorithm, masks)
+    return begun
 
 
 def first_weights(config: RunConfig, origin: Origin | None, build: Callable[[], nn.Module]) -> State | None:
@@ -151,17 +145,17 @@ def first_weights(config: RunConfig, origin: Origin | None, build: Callable[[], 
 
 
 def mask_step(config: RunConfig, total_steps: int) -> int:
-    """The step at which the masks are put on: where imp rewinds to, as it is dense until there; else 0."""
-    return rewind_step(config, total_steps) if config.method == "imp" and config.start != "trained" else 0
+    """The step at which the masks are put on: where a method that rewinds goes back to; else 0."""
+    return rewind_step(config, total_steps) if method_of(config.method).rewinds and config.start != "trained" else 0
 
 
-def scored_masks(config: RunConfig, model: nn.Module, data: Parts) -> dict[str, Tensor]:
+def scored_masks(config: RunConfig, scoring: Scoring, model: nn.Module, data: Parts) -> dict[str, Tensor]:
     """Masks of the largest scores over the first batches of the training, some ten samples a class."""
     order = torch.arange(len(data.train))
     number = scored_batches(config, data)
     batches = list(itertools.islice(data.train.batches(order, config.batch_size, seed=config.seed), number))
     model.train()
-    find = SCORINGS[config.method].scores
+    find = partial(imported(scoring.scores), **scoring.arguments)
     return regrow.masks_from_scores(
         find(model, lambda outputs, labels: loss_of(outputs.float(), labels), batches), config.sparsity
     )

@@ -14,9 +14,9 @@ import regrow
 from regrow_lab.config import RunConfig
 from regrow_lab.data import load_data
 from regrow_lab.data.batches import Part, Parts
-from regrow_lab.methods import algorithm_of, net_of
 from regrow_lab.models import WITH_DROPOUT, find_model, fit
 from regrow_lab.run import data_parallel
+from regrow_lab.run.build import algorithm_of, net_of
 from regrow_lab.run.data_order import order_of
 from regrow_lab.run.evaluation import Measured, batch_size_for, evaluate, loss_of
 from regrow_lab.run.learning_rate import learning_rate

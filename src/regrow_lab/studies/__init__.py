@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
-from regrow_lab.config import DENSE_ONLY, RunConfig, check_seeds
+from regrow_lab.config import RunConfig, check_seeds
+from regrow_lab.methods import method_of
 from regrow_lab.studies.charlm import charlm
 from regrow_lab.studies.cifar10 import cifar10
 from regrow_lab.studies.digits import digits
@@ -71,7 +72,7 @@ def study_runs(
     return [
         dataclasses.replace(
             run,
-            storage="dense" if run.method in DENSE_ONLY else storage,
+            storage=storage if storage in method_of(run.method).storages else "dense",
             precision=run.precision if precision is None else precision,
         )
         for run in runs

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from regrow_lab.config import RunConfig, imp_sparsity
+from regrow_lab.config import RunConfig
+from regrow_lab.methods import imp_sparsity
 from regrow_lab.studies.settings import CIFAR_10, grid, row, setting
 
 LEVELS = {"small": 20, "paper": 12}

@@ -217,7 +217,7 @@ def picture(found: Mapping[Problem, Trials]) -> Figure:
         others = [trial for trial in search.trials if trial not in (search.best, search.reference)]
         handles["trial"] = _scatter(axes, others, s=36, linewidths=0.6, **look)
         handles["reference"] = _scatter(axes, [search.reference], s=190, marker="*", linewidths=1.2, **look)
-        ring = look | {"edgecolors": "#d55e00"}
+        ring = look | {"edgecolors": "crimson"}
         handles["best"] = _scatter(axes, [search.best], s=80, marker="D", linewidths=2, **ring)
         axes.set_title(f"{NAMES.get(key[0], key[0])}, S = {key[1]:g}", fontsize=10)
         axes.margins(0.1)
