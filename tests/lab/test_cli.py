@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from stored import store_run
+from stored import made_study, store_run
 
 from regrow_lab.__main__ import LAB
 from regrow_lab.__main__ import main as main_of_the_command
@@ -25,7 +25,7 @@ TINY = [RunConfig(epochs=1), RunConfig(method="rigl", sparsity=0.5, epochs=1)]
 
 @pytest.fixture
 def tiny_study(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(STUDIES, "digits", lambda seeds: TINY)
+    monkeypatch.setitem(STUDIES, "digits", made_study("digits", TINY))
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["study", "--help"], ["train", "--help"], ["study", "bogus"]])
@@ -201,7 +201,7 @@ def test_missing_data_are_one_line_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setitem(STUDIES, "digits", lambda seeds: runs)
+    monkeypatch.setitem(STUDIES, "digits", made_study("digits", runs))
     assert main(["study", "digits", "--workers", "1", "--launcher", launcher]) == 2
     out, error = capfd.readouterr()
     assert out == ""
@@ -228,7 +228,7 @@ def test_a_data_folder_without_images_is_one_line(
 ) -> None:
     for each in make:
         (Path("DATA/my/pictures") / each).mkdir(parents=True, exist_ok=True)
-    monkeypatch.setitem(STUDIES, "digits", lambda seeds: [FOLDER])
+    monkeypatch.setitem(STUDIES, "digits", made_study("digits", [FOLDER]))
     assert main(command.split()) == 2
     out, error = capsys.readouterr()
     assert out == ""
@@ -250,7 +250,7 @@ def test_all_studies_say_at_first_what_is_missing_and_do_the_others(
     }
     monkeypatch.setattr("regrow_lab.commands.study.studies_of", lambda name, scale: list(studies))
     for name, runs in studies.items():
-        monkeypatch.setitem(STUDIES, name, lambda seeds, runs=runs, **_: runs)
+        monkeypatch.setitem(STUDIES, name, made_study(name, runs))
     assert main(["study", "all", "--workers", "1", "--out", "OUT"]) == 1
     out, error = capfd.readouterr()
     first, second = error.splitlines()
@@ -266,7 +266,7 @@ def test_a_finished_study_is_reported_without_its_data(
 ) -> None:
     store_run(Path("OUT"), "dense", 0.0, model=CIFAR.model, data=CIFAR.data, epochs=CIFAR.epochs)
     folders.write_json(Path("OUT/study.json"), {"study": "digits", "seeds": 3})
-    monkeypatch.setitem(STUDIES, "digits", lambda seeds: [CIFAR])
+    monkeypatch.setitem(STUDIES, "digits", made_study("digits", [CIFAR]))
     assert main(["study", "digits", "--storage", "dense", "--workers", "1", "--out", "OUT"]) == 0
     out, error = capfd.readouterr()
     assert "1 runs: 1 finished before, 0 now in " in out
@@ -285,7 +285,7 @@ def test_what_many_runs_fail_of_is_said_once(
     Path("DATA/cifar10").mkdir()
     Path("DATA/cifar10/cifar-10-binary.tar.gz").write_bytes(b"cut")
     runs = [RunConfig(model="wrn-10-1", data="cifar10", epochs=epochs) for epochs in range(1, 5)]
-    monkeypatch.setitem(STUDIES, "digits", lambda seeds: [*runs, TINY[0]])
+    monkeypatch.setitem(STUDIES, "digits", made_study("digits", [*runs, TINY[0]]))
     assert main(["study", "digits", "--workers", "1", "--storage", "dense"]) == 1
     out, error = capfd.readouterr()
     assert out.count("truncated") == 1
@@ -486,7 +486,7 @@ def test_a_study_with_a_run_that_fails_says_so(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = RunConfig(model="lenet")
-    monkeypatch.setitem(STUDIES, "digits", lambda seeds: [wrong, TINY[0]])
+    monkeypatch.setitem(STUDIES, "digits", made_study("digits", [wrong, TINY[0]]))
     assert main(["study", "digits", "--workers", "1", "--out", str(tmp_path / "digits")]) == 1
     said = capfd.readouterr()
     assert "2 runs: 0 finished before, 1 now in " in said.out

@@ -12,21 +12,31 @@ import regrow
 from regrow_lab.config import RunConfig
 from regrow_lab.methods import METHODS
 from regrow_lab.models import find_model
-from regrow_lab.report import paper
-from regrow_lab.report.paper import Published, Value
+from regrow_lab.report.paper import Net, Published, Value
 from regrow_lab.run.build import DISTRIBUTIONS
 from regrow_lab.run.cost import account
-from regrow_lab.studies import STUDIES, study_runs
+from regrow_lab.studies import STUDIES, study_runs, table2, table3, table4, table5
 from regrow_lab.studies.figure4 import RATIO_AT, SHARES, SPARSITIES, SPARSITY_AT
+from regrow_lab.studies.settings import RESNET, WRN
 
 STEPS = 88_000
+REBUILT = ("table1", "table2", "table3", "table5", "struct")
+TABLES = [table for name in REBUILT for table in STUDIES[name].report.printed] + [table4.PRINTED]
 LABEL = re.compile(r"(?P<name>[\w -]+?)(_(?P<times>\d)x)?( \((?P<notes>.*)\))?")
 UNIT = 0.0101
 """A unit of the last printed place: the paper rounds in one cell and cuts off in another."""
 
 
+SLIPS = {
+    *(("Table 2", label, 0.9) for label in ("Static_2x", "SET_2x")),
+    *(("Table 2", label, 0.8) for label in ("SNFS_2x", "Static_2x", "RigL")),
+    *(("Table 3", "Lottery", sparsity) for sparsity in (0.9, 0.8)),
+    *((name, "RigL", 0.8) for name in ("Table 4", "Table 5, CIFAR-10", "Supplementary Table 2, CIFAR-10")),
+}
+
+
 def cells() -> Iterator[tuple[Published, str, float, Value]]:
-    for table in paper.TABLES:
+    for table in TABLES:
         for label, row in table.rows.items():
             for sparsity, value in row.items():
                 yield table, label, sparsity, value
@@ -54,7 +64,7 @@ FOUND = [cell for cell in WITH_FLOPS if cell not in KNOWN]
 def test_flop_columns_agree_with_ours(table: Published, label: str, sparsity: float, value: Value) -> None:
     method, distribution, times, _ = read(label)
     config = RunConfig(
-        model=table.model, method=method, sparsity=sparsity, every=100,
+        model=table.net.model, method=method, sparsity=sparsity, every=100,
         distribution=None if method == "small-dense" else distribution,
     )  # fmt: skip
     counted = account(config, STEPS)
@@ -72,10 +82,10 @@ def test_flops_of_whole_channels_are_those_of_the_net_that_trains() -> None:
     assert counted["sparse_flops"] == sparsifier.flops(torch.zeros(1, 3, 32, 32)).sparse
 
 
-@pytest.mark.parametrize("model", paper.DENSE_FLOPS)
-def test_dense_flops_agree_with_ours(model: str) -> None:
-    train, forward = paper.DENSE_FLOPS[model]
-    ours = account(RunConfig(model=model), STEPS)["dense_flops"]
+@pytest.mark.parametrize("net", [WRN, RESNET], ids=lambda net: net.model)
+def test_dense_flops_agree_with_ours(net: Net) -> None:
+    train, forward = net.dense_flops
+    ours = account(RunConfig(model=net.model), STEPS)["dense_flops"]
     assert ours == pytest.approx(forward, rel=0.005)
     assert 3 * ours == pytest.approx(train, rel=0.005)
 
@@ -95,7 +105,7 @@ def test_flops_that_training_decides_follow_the_formulas_but_for_the_marked_slip
         if expected is not None and abs(expected * times - value.train) > 0.016 * times:
             wrong.add((table.name, label, sparsity))
     assert wrong == {("Table 2", "SNFS_2x", 0.8), ("Table 3", "Lottery", 0.9), ("Table 3", "Lottery", 0.8)}
-    assert all(key in paper.SLIPS for key in wrong)
+    assert wrong <= SLIPS
 
 
 def test_pruning_trains_at_the_mean_of_its_ramp() -> None:
@@ -104,7 +114,7 @@ def test_pruning_trains_at_the_mean_of_its_ramp() -> None:
     WRN-22-2 comes out as printed. The forward FLOPs of ResNet-50 are concave in the density (its large late layers,
     cheap by the weight, are pruned first), so that straight lines between three points give a lower bound.
     """
-    for table, least, most in ((paper.TABLE_2, -UNIT, UNIT), (paper.TABLE_3, 0.0, 0.07)):
+    for table, least, most in ((table2.PRINTED, -UNIT, UNIT), (table3.PRINTED, 0.0, 0.07)):
         printed = table.rows["Pruning"]
         alive, forward = zip(*sorted((1 - sparsity, value.test) for sparsity, value in printed.items()), strict=True)
         for sparsity, value in printed.items():
@@ -117,24 +127,24 @@ def test_pruning_trains_at_the_mean_of_its_ramp() -> None:
 
 
 def test_every_slip_is_in_a_table_and_marked() -> None:
-    marked = {(table.name, label, sparsity) for table, label, sparsity, value in cells() if value.slip}
-    assert marked == set(paper.SLIPS)
-    assert paper.TABLE_2.rows["SNFS_2x"][0.8].test == 0.98  # as printed
-    assert paper.TABLE_5_CIFAR_10.rows["RigL"][0.8].accuracy != paper.TABLE_2.rows["RigL"][0.8].accuracy
+    assert {(table.name, label, sparsity) for table, label, sparsity, value in cells() if value.slip} == SLIPS
+    assert table2.PRINTED.rows["SNFS_2x"][0.8].test == 0.98  # as printed
+    assert table5.PRINTED_CIFAR_10.rows["RigL"][0.8].accuracy != table2.PRINTED.rows["RigL"][0.8].accuracy
 
 
 def test_walls_of_the_supplementary_are_its_flops() -> None:
-    for table, flops in ((paper.STRUCT_CIFAR_10, paper.TABLE_2), (paper.STRUCT_CIFAR_100, paper.TABLE_3)):
+    pairs = zip(STUDIES["struct"].report.printed, (table2.PRINTED, table3.PRINTED), strict=True)
+    for table, flops in pairs:
         for sparsity in (0.9, 0.8):
             for struct, rigl in (("RigL-struct", "RigL"), ("RigL-struct (ERK)", "RigL (ERK)")):
                 assert table.rows[struct][sparsity].wall == flops.rows[rigl][sparsity].train
 
 
-@pytest.mark.parametrize("study", paper.OF_STUDY)
+@pytest.mark.parametrize("study", REBUILT)
 def test_a_study_at_the_papers_scale_has_every_row_of_its_tables(study: str) -> None:
     runs = study_runs(study, 1, "paper")
     ours = {(run.model, run.method, run.distribution, run.multiplier, bool(run.start), run.sparsity) for run in runs}
-    for table in paper.OF_STUDY[study]:
+    for table in STUDIES[study].report.printed:
         for label, row in table.rows.items():
             method, distribution, times, starts = read(label)
             shared = (
@@ -143,7 +153,7 @@ def test_a_study_at_the_papers_scale_has_every_row_of_its_tables(study: str) -> 
                 else None
             )
             for sparsity in row:
-                assert (table.model, method, shared, times, starts, sparsity) in ours
+                assert (table.net.model, method, shared, times, starts, sparsity) in ours
 
 
 def test_the_papers_settings() -> None:
@@ -191,11 +201,11 @@ def test_every_study_at_either_scale_holds_each_run_once_and_what_its_runs_start
 
 
 def test_refusals_of_scales_and_data(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="unknown scale 'large': choose one of small, paper"):
+    with pytest.raises(ValueError, match="study table2 has no scale 'large': choose small or paper"):
         study_runs("table2", 1, "large")
     with pytest.raises(ValueError, match="the small scale is for digits, digits-images, cifar10-jpeg and cifar10"):
         study_runs("table2", 1, "small", "mnist")
-    with pytest.raises(ValueError, match="the study digits is small"):
+    with pytest.raises(ValueError, match=r"study digits has no scale 'paper': choose small$"):
         study_runs("digits", 1, "paper")
     with pytest.raises(ValueError, match="no sparsities for wrn-22-2 on mnist"):
         study_runs("figure4", 1, "paper", "mnist")

@@ -13,6 +13,7 @@ from stored import store_run, store_study
 from regrow_lab.report import folder_report
 from regrow_lab.report.folder_report import write_report
 from regrow_lab.store import folders
+from regrow_lab.studies.reports import report_folder
 
 FILES = {"table.md", "table.tex", "table.csv", "report.md"} | {
     f"{figure}.{kind}"
@@ -99,7 +100,7 @@ def test_several_data_sets_have_figures_of_their_own(tmp_path: Path) -> None:
 def test_a_study_that_is_not_finished_says_so(tmp_path: Path) -> None:
     folders.open_study(tmp_path, "digits", 1)
     store_run(tmp_path, "dense", 0.0, 98.0)
-    assert "68 of the 69 runs of this study are not finished: `regrow study digits --seeds 1" in write_report(tmp_path)
+    assert "68 of the 69 runs of this study are not finished: `regrow study digits --seeds 1" in report_folder(tmp_path)
 
 
 def test_what_is_no_folder_of_runs_is_refused(tmp_path: Path) -> None:
@@ -114,7 +115,7 @@ def test_what_is_no_folder_of_runs_is_refused(tmp_path: Path) -> None:
 
 
 def test_torch_is_not_imported() -> None:
-    code = "import sys, regrow_lab.report.folder_report; sys.exit('torch' in sys.modules)"
+    code = "import sys, regrow_lab.studies.reports; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from stored import made_study
 
 from regrow_lab.commands.cli import main
 from regrow_lab.config import RunConfig
@@ -37,7 +38,7 @@ def test_the_last_shard_writes_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = [RunConfig(epochs=1, seed=seed) for seed in range(3)]
-    monkeypatch.setitem(STUDIES, "table2", lambda seeds, **_: runs)
+    monkeypatch.setitem(STUDIES, "table2", made_study("table2", runs))
     study = ["study", "table2", "--out", str(tmp_path), "--workers", "1"]
     assert main([*study, "--shard", "1/2"]) == 0
     assert "shard 1/2 is done, 1 of the study's 3 runs are not: no report yet" in capsys.readouterr().out

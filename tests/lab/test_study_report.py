@@ -1,37 +1,39 @@
 """Studies' own tables, figures and the page of claims, from made-up runs; and `regrow study all` on tiny real ones."""
 
 import csv
+import dataclasses
 import io
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from stored import store_run
+from stored import made_study, store_run
 
 from regrow_lab.commands import study
 from regrow_lab.commands.cli import main
 from regrow_lab.config import RunConfig
 from regrow_lab.launch import Local, Outcome
 from regrow_lab.methods import imp_sparsity
-from regrow_lab.report import paper, study_figures
-from regrow_lab.report.claims import QUESTIONS, claims_page, judge, time_row
+from regrow_lab.report.claims import claims_page
 from regrow_lab.report.comparison import comparisons
-from regrow_lab.report.folder_report import write_report
 from regrow_lab.report.pairs import Pair, quantile
 from regrow_lab.report.plain_tables import Grid, to_csv, to_markdown, to_text
-from regrow_lab.report.study_report import cells_of, write_claims
+from regrow_lab.report.study_report import Results
 from regrow_lab.report.summary import Summary
 from regrow_lab.store.folders import open_study, read_runs
-from regrow_lab.studies import STUDIES
+from regrow_lab.studies import STUDIES, charlm, figure3, figure4, storages, struct, table1, table2, table5, tickets
+from regrow_lab.studies.reports import report_folder, write_claims
 
 WRN = {"model": "wrn-22-2", "data": "cifar10"}
-TABLE_2 = {"study": "table2", "scale": "paper"}
+TABLE_2 = (table2.PRINTED,)
+CLAIMS = [each.claims for each in STUDIES.values()]
 
 
 def cells(directory: Path) -> tuple[Summary, ...]:
-    return cells_of(read_runs(directory))
+    return Results(read_runs(directory)).cells
 
 
 def by_label(grid: Grid) -> dict[tuple[str, str], dict[str, str]]:
@@ -49,7 +51,7 @@ def test_ours_stands_beside_the_papers_with_the_difference(tmp_path: Path) -> No
     seeds(tmp_path, "rigl", 0.9, mean=92.0, **WRN, result={"seconds": 7200, "peak_memory_mib": 1600.4})
     seeds(tmp_path, "snip", 0.9, mean=91.0, **WRN)
     seeds(tmp_path, "dense", 0.0, mean=93.0, **WRN)
-    (grid,) = comparisons(TABLE_2, cells(tmp_path))
+    (grid,) = comparisons(cells(tmp_path), TABLE_2, "paper")
     rows = by_label(grid)
     assert rows["RigL (ERK)", "0.9"] == {
         "Method": "RigL (ERK)",
@@ -66,7 +68,7 @@ def test_ours_stands_beside_the_papers_with_the_difference(tmp_path: Path) -> No
     assert (rows["SNIP", "0.9"]["paper accuracy"], rows["SNIP", "0.9"]["difference"]) == ("–", "–")
     assert rows["Dense", "0"]["paper FLOPs train, test"] == "9.45e+08, 3.15e+08"
     assert rows["RigL_2x", "0.8"]["accuracy"] == "–"  # the paper's rows that we lack are shown
-    assert {label for label, _ in rows} == {"SNIP"} | set(paper.TABLE_2.rows)
+    assert {label for label, _ in rows} == {"SNIP"} | set(table2.PRINTED.rows)
     assert rows["SNFS_2x", "0.8"]["paper accuracy"] == "93.2 ± 0.14‡"
     assert any(note.startswith("‡ SNFS_2x, S = 0.8: test FLOPs are printed as 0.98x") for note in grid.notes)
 
@@ -84,7 +86,7 @@ def test_a_table_says_at_which_scale_ours_was_made(
     scale: str, settings: dict[str, str], said: str, tmp_path: Path
 ) -> None:
     store_run(tmp_path, **settings)
-    (grid,) = comparisons({"study": "table2", "scale": scale}, cells(tmp_path))
+    (grid,) = comparisons(cells(tmp_path), TABLE_2, scale)
     assert grid.notes[0].startswith(f"Ours: scale {scale}, ")
     assert said in " ".join(grid.notes)
 
@@ -92,12 +94,12 @@ def test_a_table_says_at_which_scale_ours_was_made(
 def test_each_printed_table_is_beside_the_net_that_it_is_about(tmp_path: Path) -> None:
     store_run(tmp_path, "rigl-sm", **WRN)
     store_run(tmp_path, "rigl-sm", model="resnet50-cifar", data="cifar100")
-    titles = [grid.title for grid in comparisons({"study": "table5", "scale": "paper"}, cells(tmp_path))]
+    titles = [grid.title for grid in comparisons(cells(tmp_path), table5.TABLE5.report.printed, "paper")]
     assert titles == [
         "resnet50-cifar on cifar100, beside Table 5, CIFAR-100 of the report",
         "wrn-22-2 on cifar10, beside Table 5, CIFAR-10 of the report",
     ]
-    both = comparisons({"study": "table1", "scale": "paper"}, cells(tmp_path)[-1:])
+    both = comparisons(cells(tmp_path)[-1:], table1.TABLE1.report.printed, "paper")
     assert [grid.title.split("beside ")[1] for grid in both] == [
         "Table 1 of the report",
         "Table 1, original of the report",
@@ -107,15 +109,15 @@ def test_each_printed_table_is_beside_the_net_that_it_is_about(tmp_path: Path) -
 def test_bits_and_measured_times_have_columns_where_there_are_any(tmp_path: Path) -> None:
     for seed, bits in enumerate((2.0, 2.2)):
         store_run(tmp_path / "text", "rigl", seed=seed, result={"test_bits": bits})
-    (grid,) = comparisons({"study": "charlm"}, cells(tmp_path / "text"))
+    (grid,) = comparisons(cells(tmp_path / "text"))
     assert by_label(grid)["RigL (ERK)", "0.9"]["bits/char."] == "2.100 ± 0.141"
     assert "paper" not in grid.head
     store_run(tmp_path / "struct", "rigl-struct", **WRN, result={"wall": {"train_ratio": 0.5, "test_ratio": 0.4}})
-    (grid,) = comparisons({"study": "struct", "scale": "paper"}, cells(tmp_path / "struct"))
+    (grid,) = comparisons(cells(tmp_path / "struct"), struct.STRUCT.report.printed, "paper")
     row = by_label(grid)["RigL-struct (ERK)", "0.9"]
     assert (row["time train, test"], row["paper time train, test"]) == ("0.50x, 0.40x", "0.17x")
     store_run(tmp_path / "struct", "rigl", **WRN, result={"wall": {"train_ratio": 1.0, "test_ratio": 0.8}})
-    (grid,) = comparisons({"study": "struct", "scale": "paper"}, cells(tmp_path / "struct"))
+    (grid,) = comparisons(cells(tmp_path / "struct"), struct.STRUCT.report.printed, "paper")
     assert by_label(grid)["RigL-struct (ERK)", "0.9"]["time ÷ RigL's"] == "0.50x, 0.50x"
     assert by_label(grid)["RigL (ERK)", "0.9"]["time ÷ RigL's"] == "–"
 
@@ -130,8 +132,10 @@ def test_a_grid_lines_up_in_every_form() -> None:
 
 
 def verdicts(*studies: Path) -> dict[str, tuple[str, int]]:
-    judged = judge([cells(study) for study in studies])
-    return {verdict.claim.text: (verdict.word, len(verdict.pairs)) for each in judged.values() for verdict in each}
+    of_each = [cells(study) for study in studies]
+    claims = [claim for each in CLAIMS for answers in each.values() for claim in answers.items()]
+    judged = {text: judge(of_each) for text, judge in claims}
+    return {text: (verdict.word, verdict.cells) for text, verdict in judged.items()}
 
 
 def test_claims_hold_or_not_by_the_stored_runs_alone(tmp_path: Path) -> None:
@@ -190,7 +194,7 @@ def test_a_claim_about_text_is_about_the_language_model_alone(tmp_path: Path) ->
 
 
 def test_measured_time_is_held_against_flops(tmp_path: Path) -> None:
-    assert time_row([])[1] == "not tested"
+    assert struct.time_against_flops([]).word == "not tested"
     store_run(
         tmp_path,
         "rigl-struct",
@@ -198,7 +202,7 @@ def test_measured_time_is_held_against_flops(tmp_path: Path) -> None:
         **WRN,
         result={"train_ratio": 0.2, "wall": {"train_ratio": 0.21, "test_ratio": 0.2}},
     )
-    assert time_row([cells(tmp_path)])[1] == "holds"
+    assert struct.time_against_flops([cells(tmp_path)]).word == "holds"
     store_run(
         tmp_path,
         "rigl-struct",
@@ -206,10 +210,10 @@ def test_measured_time_is_held_against_flops(tmp_path: Path) -> None:
         **WRN,
         result={"train_ratio": 0.3, "wall": {"train_ratio": 0.6, "test_ratio": 0.5}},
     )
-    _, word, figures = time_row([cells(tmp_path)])
-    assert word == "does not hold"
-    assert "1 of 2 cells within 10%" in figures
-    assert "S = 0.8: time 0.60x, FLOPs 0.30x" in figures
+    verdict = struct.time_against_flops([cells(tmp_path)])
+    assert verdict.word == "does not hold"
+    assert "1 of 2 cells within 10%" in verdict.figures
+    assert "S = 0.8: time 0.60x, FLOPs 0.30x" in verdict.figures
 
 
 def test_a_claim_may_be_divided_between_nets(tmp_path: Path) -> None:
@@ -219,7 +223,7 @@ def test_a_claim_may_be_divided_between_nets(tmp_path: Path) -> None:
             seeds(tmp_path, "rigl", sparsity, mean=mean, **settings)
             seeds(tmp_path, "small-dense", sparsity, mean=96.0, **settings)
     assert verdicts(tmp_path)[claim] == ("divided", 4)
-    page = claims_page({"both": cells(tmp_path)}, {"both": "two nets"})
+    page = claims_page(CLAIMS, {"both": cells(tmp_path)}, {"both": "two nets"})
     assert "lenet-300-100 on digits 0 of 2 up, mean -1.00: does not hold" in page
     assert "wrn-22-2 on cifar10 2 of 2 up, mean +1.00: holds" in page
 
@@ -276,10 +280,20 @@ def test_equal_flops_redistribution_and_tuning_find_their_pairs(tmp_path: Path) 
 def test_the_page_has_every_claim_and_says_what_the_runs_are(tmp_path: Path) -> None:
     seeds(tmp_path, "rigl", 0.9, mean=97.0)
     seeds(tmp_path, "set", 0.9, mean=95.0)
-    page = claims_page({"digits": cells(tmp_path)}, {"digits": "scale small, lenet-300-100 on digits, 6 finished runs"})
-    for question, claims in QUESTIONS.items():
-        assert f"## {question}" in page
-        assert all(claim.text in page for claim in claims)
+    scales = {"digits": "scale small, lenet-300-100 on digits, 6 finished runs"}
+    page = claims_page(CLAIMS, {"digits": cells(tmp_path)}, scales)
+    for question, answers in [item for each in CLAIMS for item in each.items()]:
+        assert all(text in page.split(f"## {question}\n")[1].split("\n## ")[0] for text in answers)
+    assert [line[3:5] for line in page.splitlines() if line.startswith("## ")] == [
+        "1.",
+        "2.",
+        "3.",
+        "4.",
+        "Be",
+        "Ti",
+        "Ho",
+        "Wh",
+    ]
     assert "(supplementary, Table 2, as printed) | **not tested** |" in page
     assert "| RigL is above SET | **holds** | 1 of 1 cells above beyond noise, 0 below, 0 within" in page
     assert "- digits: scale small, lenet-300-100 on digits, 6 finished runs" in page
@@ -304,22 +318,23 @@ def test_figures_of_the_studies(tmp_path: Path) -> None:
     for rewind in (0.0, 0.1):
         line = {"line": {"above_mean": 3.0 - 20 * rewind, "above_worst": 2.0 - 20 * rewind}}
         seeds(tmp_path, "dense", 0.0, mean=98.0, data_order=1, rewind=rewind, result=line)
-    figure = study_figures.tickets(cells(tmp_path))
+    results, nothing = Results(read_runs(tmp_path)), Results([])
+    figure = tickets.accuracy_over_density(results)
     assert figure is not None
     labels = {text.get_text() for legend in figure.legends for text in legend.get_texts()}
     assert labels == {"rewound to step 0", "rewound to 5 %", "masks shuffled", "Dense 98.0"}
     assert "Dense" in {cell.label for cell in cells(tmp_path)}  # not told apart by the runs of the instability
-    figure = study_figures.instability(read_runs(tmp_path))
+    figure = tickets.instability_figure(results)
     assert figure is not None
-    rows = study_figures.instability_table(read_runs(tmp_path)).rows
+    rows = tickets.instability_table(results).rows
     assert rows == (
         ("dense", "0 %", "3", "3.00 ± 0.00", "2.00 ± 0.00"),
         ("dense", "10 %", "3", "1.00 ± 0.00", "0.00 ± 0.00"),
     )
     (container,) = figure.axes[0].containers
     assert container[0].get_ydata().tolist() == [3.0, 1.0]
-    assert study_figures.instability([]) is study_figures.tickets([]) is study_figures.flops_over_steps([]) is None
-    assert study_figures.learning_rates(cells(tmp_path)) is study_figures.equal_flops(cells(tmp_path)) is None
+    assert tickets.instability_figure(nothing) is tickets.accuracy_over_density(nothing) is None
+    assert figure3.learning_rates(results) is figure4.accuracy_over_flops(results) is None
 
 
 def test_bits_of_a_text_stand_in_a_figure(tmp_path: Path) -> None:
@@ -327,12 +342,11 @@ def test_bits_of_a_text_stand_in_a_figure(tmp_path: Path) -> None:
     for method, sparsity, found in (("dense", 0.0, 2.4), ("rigl", 0.75, 2.6)):
         for seed in range(2):
             store_run(tmp_path, method, sparsity, seed=seed, **text, result={"test_bits": found + 0.1 * seed})
-    figure = study_figures.bits(cells(tmp_path))
+    figure = charlm.bits(Results(read_runs(tmp_path)))
     assert figure is not None
     (axes,) = figure.axes
     assert "bits a character" in axes.get_ylabel()
     assert [line.get_ydata()[0] for line in axes.lines if line.get_marker() in "oh"] == pytest.approx([2.65, 2.45])
-    assert study_figures.bits([]) is None
 
 
 def test_storages_stand_in_a_figure_by_their_time(tmp_path: Path) -> None:
@@ -341,20 +355,19 @@ def test_storages_stand_in_a_figure_by_their_time(tmp_path: Path) -> None:
         for storage, seconds in (("dense", 290.0), ("compact", 60.0)):
             fields = {"precision": precision, "storage": storage, "result": {"seconds": seconds}}
             seeds(tmp_path, "rigl", 0.9, mean=97.0, **fields)
-    figure = study_figures.storages(cells(tmp_path))
+    figure = storages.accuracy_over_time(Results(read_runs(tmp_path)))
     assert figure is not None
     labels = {text.get_text() for legend in figure.legends for text in legend.get_texts()}
-    assert labels == {f"RigL, {how} {what}" for how in ("masked", "compact") for what in ("fp32", "bf16")}
+    assert labels == {f"RigL, {what}, {how}" for how in ("masked", "compact") for what in ("fp32", "bf16")}
     assert figure.axes[0].get_xlabel() == "minutes a run"
     (first, *_) = figure.axes[0].containers
     assert first[0].get_xdata().tolist() == [1.0]
-    assert study_figures.storages([]) is None
 
 
 def test_a_studys_report_has_its_comparison_and_its_figures(tmp_path: Path) -> None:
     open_study(tmp_path, "table2", 3, scale="small", data="")
     seeds(tmp_path, "rigl", 0.9, mean=97.0)
-    text = write_report(tmp_path)
+    text = report_folder(tmp_path)
     assert "lenet-300-100 on digits, beside Table 2 of the report" in text
     assert "of the 183 runs of this study are not finished: `regrow study table2 --seeds 3 --out" in text
     assert (tmp_path / "report" / "comparison.csv").read_text().startswith("Method,S,n,accuracy,paper,difference")
@@ -377,13 +390,13 @@ def two_studies(monkeypatch: pytest.MonkeyPatch) -> None:
         for method in ("pruning", "lottery")
     ]
 
-    def of_files(seeds: int, scale: str = "small", data: str | None = None) -> list[RunConfig]:
+    def of_files(seeds: int, scale: str, data: str | None) -> list[RunConfig]:
         raise ValueError("there is no such data")
 
     for name in list(STUDIES):
         monkeypatch.delitem(STUDIES, name)
-    monkeypatch.setitem(STUDIES, "table2", lambda seeds, scale="small", data=None: tiny)
-    monkeypatch.setitem(STUDIES, "charlm", of_files)
+    monkeypatch.setitem(STUDIES, "table2", made_study("table2", tiny))
+    monkeypatch.setitem(STUDIES, "charlm", dataclasses.replace(made_study("charlm", ()), runs=of_files))
 
 
 @pytest.mark.usefixtures("two_studies")
@@ -426,14 +439,84 @@ def test_the_data_of_a_study(
 ) -> None:
     asked = []
 
-    def fake(seeds: int, scale: str = "small", data: str | None = None) -> list[RunConfig]:
+    def fake(seeds: int, scale: str, data: str | None) -> list[RunConfig]:
         asked.append((scale, data))
         return [RunConfig(epochs=1)]
 
     monkeypatch.setenv("REGROW_DATA", "elsewhere")
-    monkeypatch.setitem(STUDIES, "table2", fake)
+    monkeypatch.setitem(STUDIES, "table2", dataclasses.replace(table2.TABLE2, runs=fake))
     monkeypatch.setattr(Local, "launch", lambda *_, **__: Outcome())
     monkeypatch.setattr(study, "print_report", lambda _: None)
     assert main(["study", "table2", "--out", str(tmp_path / "out"), *arguments]) == 0
     assert asked == [("paper" if "paper" in arguments else "small", expected)]
     assert os.environ["REGROW_DATA"] == (str(Path.cwd()) if "--data-dir" in arguments else "elsewhere")
+
+
+MY_STUDY = """
+from __future__ import annotations
+
+from regrow_lab.config import RunConfig
+from regrow_lab.report.claims import above
+from regrow_lab.report.pairs import keys, versus
+from regrow_lab.report.paper import ACCURACY, Net, printed
+from regrow_lab.report.study_report import Picture, Results, StudyReport
+from regrow_lab.studies import Study
+
+TABLE = printed("Table 7", Net("lenet-300-100", "digits", (3e5, 1e5)), ACCURACY, (0.8,), "SET (ERK) | 12.3")
+
+
+def runs(seeds, scale, data):
+    methods = ("set", "rigl")
+    return [RunConfig(method=each, sparsity=0.8, epochs=1, seed=seed) for seed in range(seeds) for each in methods]
+
+
+def picture(results: Results):
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    figure.subplots().plot([cell.mean for cell in results.cells])
+    return figure
+
+
+MINE = Study(
+    name="mine",
+    about="SET beside RigL",
+    runs=runs,
+    cost="two runs a seed, a second each",
+    expected="RigL above SET",
+    report=StudyReport(printed=(TABLE,), figures=(Picture("mine", "What I saw", picture),)),
+    claims={"5. Mine?": {"RigL is above SET in mine": above(versus(keys("rigl", "erk"), keys("set", "erk")))}},
+)
+"""
+
+
+def test_a_study_of_ones_own_is_a_record_in_any_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my_studies.py").write_text(MY_STUDY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert main(["study", "my_studies:MINE", "--seeds", "2", "--workers", "1", "--out", "all/mine"]) == 0
+    assert "4 runs: 0 finished before, 4 now" in capsys.readouterr().out
+    report = Path("all/mine/report")
+    table = (report / "comparison.md").read_text()
+    assert "beside Table 7 of the report" in table
+    assert any("SET (ERK)" in line and "12.3" in line for line in table.splitlines())
+    assert (report / "mine.png").read_bytes().startswith(b"\x89PNG")
+    assert "![What I saw](mine.png)" in (report / "report.md").read_text()
+    assert main(["report", "all"]) == 0
+    page = Path("all/claims.md").read_text()
+    assert "## 5. Mine?" in page
+    assert "| RigL is above SET in mine | **" in page
+    assert main(["study", "my_studies:runs", "--out", "new"]) == 2
+    assert "my_studies:runs is a function, expected a regrow_lab.studies.Study" in capsys.readouterr().err
+    assert main(["study", "my_studies:YOURS", "--out", "new"]) == 2
+    assert main(["study", "no_such_module:MINE", "--out", "new"]) == 2
+    said = capsys.readouterr().err
+    assert "study my_studies:YOURS cannot be imported (" in said
+    assert "study no_such_module:MINE cannot be imported (No module named 'no_such_module')" in said
+    assert not Path("new").exists()
+    del sys.modules["my_studies"]
+    Path("my_studies.py").unlink()
+    assert main(["report", "all/mine"]) == 2, "its table and figure are not left out in silence"
+    assert "study my_studies:MINE cannot be imported" in capsys.readouterr().err

@@ -1,12 +1,19 @@
-"""Runs as a study leaves them on disk, made up: what the tests of tables, figures and report read."""
+"""Runs as a study leaves them on disk, and studies, made up: what the tests of tables, figures and report read."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from regrow_lab.config import RunConfig
 from regrow_lab.store.folders import run_folder, write_json
+from regrow_lab.studies import Study
 
 LAYERS = {"fc1.weight": 19_200, "fc2.weight": 30_000, "fc3.weight": 1_000}
+
+
+def made_study(name: str, runs: Sequence[RunConfig], **fields: Any) -> Study:
+    """A study of these runs, whatever it is asked for."""
+    return Study(name=name, about="", runs=lambda seeds, scale, data: list(runs), cost="", expected="", **fields)
 
 
 def store_run(

@@ -12,14 +12,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from regrow_lab.commands.data_sets import Data
+from regrow_lab.commands.report import Report
 from regrow_lab.commands.signals import exit_code, terminating
-from regrow_lab.commands.study import Study, print_report
+from regrow_lab.commands.study import Study
 from regrow_lab.commands.train import Train
 from regrow_lab.commands.tune.command import Tune
 from regrow_lab.config import RunConfig
@@ -68,20 +68,6 @@ class Flops:
 
         counted = account(config, self.total_steps)
         print(json.dumps(counted) if self.json else in_words(counted))
-        return 0
-
-
-@dataclass(frozen=True)
-class Report:
-    """Rebuild the tables and figures of a folder of runs from what is stored in it; of a folder of studies those of
-    each, and claims.md: the report's questions against what the runs show."""
-
-    directory: tyro.conf.Positional[Path]
-    """Folder that `regrow study` or `regrow train` wrote, or a folder of several studies."""
-
-    def run(self) -> int:
-        """Write the report and print its table."""
-        print_report(self.directory)
         return 0
 
 

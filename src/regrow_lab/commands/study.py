@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 
-from regrow_files import shown
+from regrow_lab.commands.report import print_claims, print_report
 from regrow_lab.commands.signals import exit_code
 from regrow_lab.config import RunConfig, check_seconds, data_name
 from regrow_lab.launch import Launcher, LauncherName, Outcome, WorkerError, launcher_for, shard
@@ -23,10 +21,8 @@ from regrow_lab.launch.progress import progress_for
 from regrow_lab.launch.slurm import Resources
 from regrow_lab.store import folders
 from regrow_lab.store.escaping import complain
-from regrow_lab.studies import ALL, studies_of, study_runs, usual_storage
+from regrow_lab.studies import ALL, STUDIES, find_study, studies_of, study_runs, usual_storage
 
-OF_IMAGES = ("table1", "table2", "table3", "table5", "figure3", "figure4", "struct", "saliency", "storages")
-"""Studies that --data-dir turns to cifar10-jpeg at the small scale, and that --data is for where all are done."""
 WITHOUT_FILES = ("digits", "digits-images")
 """Data sets that come with scikit-learn. To ask for the others' files torch has to be imported."""
 
@@ -35,9 +31,7 @@ WITHOUT_FILES = ("digits", "digits-images")
 class Study:
     """Do a study, by default on all cores, print its table and write its report; one that was stopped goes on."""
 
-    name: tyro.conf.Positional[str]
-    """The study: digits, cifar10, table1, table2, table3, table5, figure3, figure4, struct, tickets, charlm,
-    saliency, storages; or all."""
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help=f"The study: {', '.join(STUDIES)}; or {ALL}.")]
     seeds: int = 3
     """Seeds of every setting, from 0."""
     workers: int | None = None
@@ -121,7 +115,7 @@ def run_studies(options: Study) -> int:
         if code > 128:
             return code
         worst = max(worst, code)
-    _print_claims(out)
+    print_claims(out)
     return worst
 
 
@@ -139,7 +133,7 @@ def planned(options: Study, name: str, out: Path | None) -> Plan:
         runs = study_runs(name, options.seeds, options.scale, data, storage, precision)
     options.runner().check()
     mine = runs if options.shard is None else shard(runs, options.shard)
-    out = Path("runs") / name if out is None else out
+    out = Path("runs") / find_study(name).name if out is None else out
     missing = missing_data(unfinished(mine, out))
     if missing and options.launcher != "slurm":
         raise ValueError("; ".join(missing))
@@ -208,32 +202,6 @@ def _say_outcome(runs: Sequence[RunConfig], done: Outcome, seconds: float) -> in
     return 1 if done.failed else 0
 
 
-def print_report(directory: Path) -> None:
-    """Write and print the report of a folder of runs; of a folder of studies each one's, and the page of claims."""
-    from regrow_lab.commands.tune.search_report import is_search, write_tuning_report
-    from regrow_lab.report.folder_report import write_report
-    from regrow_lab.report.study_report import study_folders
-
-    folders = study_folders(directory)
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    for folder in folders or [directory]:
-        try:
-            print(write_tuning_report(folder, width) if is_search(folder) else write_report(folder))
-            print(f"report: {shown(folder / 'report')}")
-        except ValueError as error:
-            if not folders:
-                raise
-            complain(error)
-    if folders:
-        _print_claims(directory)
-
-
-def _print_claims(directory: Path) -> None:
-    from regrow_lab.report.study_report import write_claims
-
-    print(f"claims: {shown(write_claims(directory))}")
-
-
 def _listed(names: Sequence[str]) -> str:
     """Names as a sentence has them.
 
@@ -244,6 +212,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _data(options: Study, name: str) -> str | None:
+    takes_others = find_study(name).other_images
     if options.data is not None:
-        return data_name(options.data) if options.name != ALL or name in OF_IMAGES else None
-    return "cifar10-jpeg" if options.data_dir and options.scale == "small" and name in OF_IMAGES else None
+        return data_name(options.data) if options.name != ALL or takes_others else None
+    return "cifar10-jpeg" if options.data_dir and options.scale == "small" and takes_others else None

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from regrow_lab.report import paper
 from regrow_lab.report.paper import Published, Value
 from regrow_lab.report.plain_tables import MISSING, Grid
 from regrow_lab.report.summary import Summary, mebibytes
@@ -30,25 +28,27 @@ SAME_DATA = {"cifar10-jpeg": "cifar10"}
 """Data set -> the one whose images it holds in another form."""
 
 
-def comparisons(study: Mapping[str, Any], summaries: Sequence[Summary]) -> tuple[Grid, ...]:
+def comparisons(
+    summaries: Sequence[Summary], published: Sequence[Published] = (), scale: str = "small"
+) -> tuple[Grid, ...]:
     """A table for each model and data set of ours, and for each printed table that it can be set beside.
 
     Args:
-        study: the content of study.json.
-        summaries: of the study's runs, as `summarise` leaves them.
+        summaries: of a study's runs, as `summarise` leaves them.
+        published: what is printed.
+        scale: at which the study was done.
     """
-    published = paper.BESIDE.get(str(study.get("study")), ())
     kinds = list(dict.fromkeys((summary.model, summary.data) for summary in summaries))
     grids = []
     for model, data in kinds:
         same = [summary for summary in summaries if (summary.model, summary.data) == (model, data)]
-        alike = [table for table in published if table.model == model]
+        alike = [table for table in published if table.net.model == model]
         beside: Sequence[Published | None] = alike or published or [None]
-        grids += [comparison(study, same, table) for table in beside]
+        grids += [comparison(same, table, scale) for table in beside]
     return tuple(grids)
 
 
-def comparison(study: Mapping[str, Any], summaries: Sequence[Summary], table: Published | None) -> Grid:
+def comparison(summaries: Sequence[Summary], table: Published | None, scale: str) -> Grid:
     """Ours, all of one model and data set, beside one printed table (None: there is none)."""
     printed = {} if table is None else table.rows
     rows, slips, known = [], [], set()
@@ -65,13 +65,13 @@ def comparison(study: Mapping[str, Any], summaries: Sequence[Summary], table: Pu
     first = summaries[0]
     beside = ": memory and hours too" if table is None else f", beside {table.name} of the report"
     title = f"{first.model} on {first.data}{beside}"
-    notes = (*_notes(study, summaries, table), *slips)
+    notes = (*_notes(scale, summaries, table), *slips)
     return Grid(title, HEAD, tuple(rows), notes).without_empty_columns()
 
 
 def is_same(summary: Summary, table: Published) -> bool:
     """Whether ours is the net and the images of the printed table."""
-    return (summary.model, SAME_DATA.get(summary.data, summary.data)) == (table.model, table.data)
+    return (summary.model, SAME_DATA.get(summary.data, summary.data)) == (table.net.model, table.net.data)
 
 
 def _rigl_of(summary: Summary, summaries: Sequence[Summary]) -> Summary | None:
@@ -90,7 +90,7 @@ def _row(summary: Summary, value: Value | None, table: Published | None, rigl: S
         flops = f"{3 * summary.dense_flops:.2e}, {summary.dense_flops:.2e}"
     printed_flops = _flops(value)
     if summary.method == "dense" and table is not None:
-        printed_flops = "{:.2e}, {:.2e}".format(*paper.DENSE_FLOPS[table.model])
+        printed_flops = "{:.2e}, {:.2e}".format(*table.net.dense_flops)
     return (
         summary.label,
         f"{summary.sparsity:g}",
@@ -136,16 +136,15 @@ def _flops(value: Value | None) -> str:
     return MISSING if value is None or value.train is None else f"{value.train:.2f}x, {value.test:.2f}x"
 
 
-def _notes(study: Mapping[str, Any], summaries: Sequence[Summary], table: Published | None) -> list[str]:
+def _notes(scale: str, summaries: Sequence[Summary], table: Published | None) -> list[str]:
     ours = summaries[0]
-    scale = study.get("scale", "small")
     notes = [f"Ours: scale {scale}, {ours.model} on {ours.data}."]
     if table is not None:
         same = is_same(ours, table)
-        theirs = f"The paper's: {table.model} on {table.data}, 250 epochs, 3 seeds."
+        theirs = f"The paper's: {table.net.model} on {table.net.data}, 250 epochs, 3 seeds."
         if same and scale == "paper":
             said = "The same net and schedule" + (
-                "." if ours.data == table.data else f", its images as {ours.data}: not the paper's bytes."
+                "." if ours.data == table.net.data else f", its images as {ours.data}: not the paper's bytes."
             )
         elif same:
             said = "The same net on the same images, another schedule: FLOPs can be compared, accuracies hardly."

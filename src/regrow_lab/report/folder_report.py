@@ -17,26 +17,19 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from regrow_lab.config import RunConfig
 from regrow_lab.report import plain_tables
+from regrow_lab.report.comparison import comparisons
 from regrow_lab.report.figures import accuracy_against_flops, accuracy_against_sparsity, layer_densities
 from regrow_lab.report.plain_tables import Grid
 from regrow_lab.report.renderings import to_csv, to_latex, to_markdown, to_text
-from regrow_lab.report.study_report import (
-    OWN_FIGURES,
-    cells_of,
-    scale_notes,
-    study_notes,
-    study_of,
-    study_pictures,
-    study_tables,
-)
+from regrow_lab.report.study_report import Results, StudyReport
 from regrow_lab.report.summary import Summary
 from regrow_lab.report.tables import Table, make_tables
 from regrow_lab.store import folders
 from regrow_lab.store.command_lines import study_command
 from regrow_lab.store.escaping import file_name, in_markdown
 from regrow_lab.store.folders import StoredRun
-from regrow_lab.studies import STUDIES, study_runs
 
 FIGURES = {
     "accuracy_sparsity": ("Accuracy against sparsity", accuracy_against_sparsity),
@@ -53,7 +46,12 @@ MOST_ROWS = 60
 MADE_FROM = "- made from the stored runs alone; `regrow report` makes it again"
 
 
-def write_report(directory: Path | str, console: Console | None = None) -> str:
+def write_report(
+    directory: Path | str,
+    console: Console | None = None,
+    study: StudyReport | None = None,
+    planned: Sequence[RunConfig] = (),
+) -> str:
     """Write the tables and figures of the runs under `directory` to its folder `report`, and return the table as text.
 
     The files: table.md, table.tex, table.csv, report.md, and each figure as PNG and PDF. Each is replaced in one step,
@@ -63,29 +61,37 @@ def write_report(directory: Path | str, console: Console | None = None) -> str:
     Args:
         directory: a folder that holds `runs/`, as `regrow study` and `regrow train` leave it.
         console: what the text is for; standard output if None. A terminal gets bold type and lines of its width.
+        study: what the report of the folder's study has besides.
+        planned: the runs of that study.
 
     Raises:
         ValueError: the folder holds no runs, none that is finished, or one that cannot be understood.
     """
     directory = Path(directory)
     console = console or Console()
-    runs = folders.read_runs(directory)
-    study, summaries = study_of(directory), cells_of(runs)
+    results = Results(folders.read_runs(directory))
+    described, study = folders.read_study(directory), study or StudyReport()
+    runs, summaries = results.runs, results.cells
     if not summaries:
         raise ValueError(
             f"{directory} holds no finished run ({len(runs)} begun): "
             "let `regrow study` or `regrow train` finish one first"
         )
-    beside = study_tables(study, runs, summaries)
-    tables = make_tables(summaries, scale_notes(study))
+    scale = described.get("scale", "small")
+    beside = comparisons(summaries, study.printed, scale) if described else ()
+    beside = (*beside, *(grid for make in study.tables if (grid := make(results)).rows))
+    with_paper = " The paper's values, and the differences: comparison.md." if study.printed else ""
+    tables = make_tables(summaries, [f"Scale {scale}.{with_paper}"] if described else [])
     with rc_context({"text.parse_math": False}):  # in a layer's name a dollar is a dollar
-        figures = {**dict(_figures(study, summaries)), **dict(study_pictures(study, runs, summaries))}
-    missing = [*_missing(directory, study, runs), *_left_out(study, summaries)]
+        own = [(picture.file, picture.caption, picture.draw(results)) for picture in study.figures]
+        drawn = [*_usual_figures(study, summaries), *own]
+    figures = {file: (caption, figure) for file, caption, figure in drawn if figure is not None}
+    missing = [*_missing(directory, described, planned, runs), *_left_out(study, summaries)]
     files = {
         "table.md": "\n".join(f"**{in_markdown(table.title)}**\n\n{to_markdown(table)}" for table in tables).encode(),
         "table.tex": "\n".join(to_latex(table) for table in tables).encode(),
         "table.csv": to_csv(summaries).encode(),
-        "report.md": _page(runs, tables, beside, study_notes(study), figures, missing).encode(),
+        "report.md": _page(runs, tables, beside, study.notes, figures, missing).encode(),
     }
     if beside:
         files["comparison.md"] = "\n".join(
@@ -108,9 +114,9 @@ def _write(content: bytes, file: IO[bytes]) -> None:
     file.write(content)
 
 
-def _figures(study: Mapping[str, Any], summaries: Sequence[Summary]) -> Iterable[tuple[str, tuple[str, Figure]]]:
+def _usual_figures(study: StudyReport, summaries: Sequence[Summary]) -> Iterable[tuple[str, str, Figure | None]]:
     """File name, caption and figure; the model and the data are in the name where there are several."""
-    if study.get("study") in OWN_FIGURES:
+    if not study.usual_figures:
         return
     kinds = [
         (kind, list(same)) for kind, same in itertools.groupby(summaries, key=lambda each: (each.model, each.data))
@@ -120,19 +126,17 @@ def _figures(study: Mapping[str, Any], summaries: Sequence[Summary]) -> Iterable
             continue
         suffix = file_name(f"-{model}-{data}") if len(kinds) > 1 else ""
         for name, (caption, draw) in FIGURES.items():
-            figure = draw(same)
-            if figure is not None:
-                yield name + suffix, (f"{caption}, {model} on {data}", figure)
+            yield name + suffix, f"{caption}, {model} on {data}", draw(same)
 
 
 def _rows(summaries: Sequence[Summary]) -> int:
     return len({summary.row for summary in summaries})
 
 
-def _left_out(study: Mapping[str, Any], summaries: Sequence[Summary]) -> list[str]:
+def _left_out(study: StudyReport, summaries: Sequence[Summary]) -> list[str]:
     """A sentence on the figures that are not drawn, if some are not."""
     rows = _rows(summaries)
-    if study.get("study") in OWN_FIGURES or rows <= MOST_ROWS:
+    if not study.usual_figures or rows <= MOST_ROWS:
         return []
     return [f"{rows} rows are too many for figures of up to {MOST_ROWS} lines: those are left out."]
 
@@ -144,20 +148,16 @@ def _image(figure: Figure, kind: str, metadata: Mapping[str, None]) -> bytes:
     return content.getvalue()
 
 
-def _missing(directory: Path, study: Mapping[str, Any], runs: Sequence[StoredRun]) -> list[str]:
+def _missing(
+    directory: Path, described: Mapping[str, Any], planned: Sequence[RunConfig], runs: Sequence[StoredRun]
+) -> list[str]:
     """A sentence on the runs that a study still lacks, if it lacks some."""
-    if study.get("study") not in STUDIES:
-        return []
-    name, seeds, scale, data = study["study"], study["seeds"], study.get("scale", "small"), study.get("data") or None
-    storage = study.get("storage", "dense")
-    precision = study.get("precision") or None
-    planned = {config.run_id for config in study_runs(name, seeds, scale, data, storage, precision)}
-    left = len(planned - {run.folder.name for run in runs if run.result is not None})
+    left = {run.run_id for run in planned} - {run.folder.name for run in runs if run.result is not None}
     if not left:
         return []
     return [
-        f"{left} of the {len(planned)} runs of this study are not finished: "
-        f"`{study_command(study, directory)}` goes on with them."
+        f"{len(left)} of the {len(planned)} runs of this study are not finished: "
+        f"`{study_command(described, directory)}` goes on with them."
     ]
 
 

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from scipy.special import stdtrit
-
 from regrow_lab.report.summary import Summary
 
 COLLAPSED = 0.5
@@ -56,15 +54,20 @@ def quantile(freedom: float) -> float:
     >>> round(quantile(4), 3), round(quantile(4.9), 3)
     (2.776, 2.586)
     """
+    from scipy.special import stdtrit  # takes its time to be imported, and a study is known by its claims too
+
     return float(stdtrit(freedom, 0.975))
 
 
 Cells = Sequence[Summary]
 Finder = Callable[[Cells], Iterable[Pair]]
-
-
 Key = tuple[str, str | None, float, str]
 """method, distribution, multiplier, variant."""
+
+
+def keys(method: str, *distributions: str | None, multiplier: float = 1, variant: str = "") -> list[Key]:
+    """The rows of a method with each of `distributions`, or with none."""
+    return [(method, distribution, multiplier, variant) for distribution in distributions or (None,)]
 
 
 def versus(
@@ -93,55 +96,6 @@ def versus(
     return find
 
 
-def equal_flops(one: str, other: str) -> Finder:
-    """RigL with one distribution against another whose forward FLOPs are within 2 %, whatever the sparsities."""
-
-    def find(cells: Cells) -> Iterable[Pair]:
-        usable = [cell for cell in _usable(cells) if cell.method == "rigl" and cell.multiplier == 1]
-        for a, b in product(usable, usable):
-            if (a.distribution, b.distribution) != (one, other) or (a.model, a.data) != (b.model, b.data):
-                continue
-            if a.variant == b.variant and abs(a.test_ratio / b.test_ratio - 1) <= 0.02 and a.sparsity != b.sparsity:
-                yield Pair(f"f_s/f_d = {a.test_ratio:.2f}, {a.model} on {a.data}", a, b)
-
-    return find
-
-
-def same_training() -> Finder:
-    """RigL that trained as long as makes its training FLOPs those of the dense net, within 5 %, against that net."""
-
-    def find(cells: Cells) -> Iterable[Pair]:
-        usable = _usable(cells)
-        for a, b in product(usable, usable):
-            longer = a.method == "rigl" and a.multiplier > 1 and abs(a.train_ratio - 1) <= 0.05
-            if longer and b.method == "dense" and (a.model, a.data) == (b.model, b.data):
-                yield Pair(f"{a.label} against {b.label}, S = {a.sparsity:g}, {a.model} on {a.data}", a, b)
-
-    return find
-
-
-def tuned(field: str, reference: Callable[[dict[str, str]], bool]) -> Finder:
-    """The reference setting of `field` against the best of all that were tried, per distribution and sparsity."""
-
-    def find(cells: Cells) -> Iterable[Pair]:
-        tried: dict[tuple[str, str, str | None, float], list[Summary]] = {}
-        for cell in _usable(cells):
-            if cell.method == "rigl" and cell.multiplier == 1 and f"{field}=" in cell.variant:
-                tried.setdefault((cell.model, cell.data, cell.distribution, cell.sparsity), []).append(cell)
-        for (model, data, distribution, sparsity), found in tried.items():
-            best = max(found, key=lambda cell: cell.mean or 0.0)
-            references = [cell for cell in found if reference(_fields(cell.variant))]
-            if references:
-                where = f"{distribution}, S = {sparsity:g}, {model} on {data}; best: {best.variant}"
-                yield Pair(where, max(references, key=lambda cell: cell.mean or 0.0), best)
-
-    return find
-
-
-def _fields(variant: str) -> dict[str, str]:
-    return dict(part.split("=", 1) for part in variant.split(", ") if "=" in part)
-
-
 def telling(pairs: Iterable[Pair], cells: Cells) -> Iterable[Pair]:
     """Without the pairs both of whose sides have collapsed; where one has, that is a difference."""
     dense = {(cell.model, cell.data): cell.mean for cell in cells if cell.method == "dense" and cell.mean is not None}
@@ -151,16 +105,16 @@ def telling(pairs: Iterable[Pair], cells: Cells) -> Iterable[Pair]:
             yield pair
 
 
-def _usable(cells: Cells) -> list[Summary]:
+def usable(cells: Cells) -> list[Summary]:
     """Cells with an accuracy and a spread."""
     return [cell for cell in cells if cell.mean is not None and cell.n >= 2]
 
 
 def _known(cells: Cells) -> dict[tuple[str, str, float], dict[Key, Summary]]:
     known: dict[tuple[str, str, float], dict[Key, Summary]] = {}
-    usable = _usable(cells)
-    places = {(cell.model, cell.data, cell.sparsity) for cell in usable if cell.method != "dense"}
-    for cell in usable:
+    counted = usable(cells)
+    places = {(cell.model, cell.data, cell.sparsity) for cell in counted if cell.method != "dense"}
+    for cell in counted:
         at = [place for place in sorted(places) if place[:2] == (cell.model, cell.data)]
         for place in at if cell.method == "dense" else [(cell.model, cell.data, cell.sparsity)]:
             known.setdefault(place, {}).setdefault(

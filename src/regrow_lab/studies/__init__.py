@@ -1,51 +1,72 @@
-"""The studies: each a function that returns the list of runs it is made of; its docstring says cost and result."""
+"""The studies, a file and a record each: runs, scales, the paper's values, figures and tables, cost, expected result.
+
+May import :mod:`regrow_lab.report`, :mod:`regrow_lab.store`, :mod:`regrow_lab.methods` and :mod:`regrow_lab.config`;
+torch never, matplotlib only to draw. A study of one's own is a `Study` in any module, and known as `module:NAME`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import os
+import sys
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal
 
 from regrow_lab.config import RunConfig, check_seeds
-from regrow_lab.methods import method_of
-from regrow_lab.studies.charlm import charlm
-from regrow_lab.studies.cifar10 import cifar10
-from regrow_lab.studies.digits import digits
-from regrow_lab.studies.figure3 import figure3
-from regrow_lab.studies.figure4 import figure4
-from regrow_lab.studies.saliency import saliency
-from regrow_lab.studies.storages import storages
-from regrow_lab.studies.struct import struct
-from regrow_lab.studies.table1 import table1
-from regrow_lab.studies.table2 import table2
-from regrow_lab.studies.table3 import table3
-from regrow_lab.studies.table5 import table5
-from regrow_lab.studies.tickets import tickets
+from regrow_lab.methods import is_import, method_of
+from regrow_lab.studies.charlm import CHARLM
+from regrow_lab.studies.cifar10 import CIFAR10
+from regrow_lab.studies.digits import DIGITS
+from regrow_lab.studies.figure3 import FIGURE3
+from regrow_lab.studies.figure4 import FIGURE4
+from regrow_lab.studies.record import Study
+from regrow_lab.studies.saliency import SALIENCY
+from regrow_lab.studies.storages import STORAGES
+from regrow_lab.studies.struct import STRUCT
+from regrow_lab.studies.table1 import TABLE1
+from regrow_lab.studies.table2 import TABLE2
+from regrow_lab.studies.table3 import TABLE3
+from regrow_lab.studies.table5 import TABLE5
+from regrow_lab.studies.tickets import TICKETS
 
+__all__ = ["ALL", "STUDIES", "Study", "find_study", "known_study", "studies_of", "study_runs", "usual_storage"]
 
-class Study(Protocol):
-    """What a study is."""
-
-    def __call__(self, seeds: int = 3, scale: str = "small", data: str | None = None) -> list[RunConfig]:
-        """Its runs with `seeds` seeds each, at a scale, on the study's own data or on another set."""
-
-
-STUDIES: dict[str, Study] = {
-    "digits": digits,
-    "cifar10": cifar10,
-    "table1": table1,
-    "table2": table2,
-    "table3": table3,
-    "figure3": figure3,
-    "figure4": figure4,
-    "table5": table5,
-    "struct": struct,
-    "tickets": tickets,
-    "charlm": charlm,
-    "saliency": saliency,
-    "storages": storages,
-}
 ALL = "all"
+STUDIES: dict[str, Study] = {
+    study.name: study
+    for study in (
+        DIGITS, CIFAR10, TABLE1, TABLE2, TABLE3, FIGURE3, FIGURE4, TABLE5, STRUCT, TICKETS, SALIENCY, CHARLM, STORAGES
+    )
+}  # fmt: skip
+"""In the order in which all are done."""
+
+
+def find_study(name: str) -> Study:
+    """The study of a name: of the lab, or `module:NAME` for one of one's own. Raises ValueError if there is none."""
+    if name in STUDIES:
+        return STUDIES[name]
+    if not is_import(name):
+        known = ", ".join([*STUDIES, ALL])
+        raise ValueError(f"unknown study {name!r}: choose one of {known}, or module:NAME for one of your own")
+    module, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"study {name} cannot be imported ({error}): give module:NAME of a Study found here") from None
+    if not isinstance(found, Study):
+        raise ValueError(f"{name} is a {type(found).__name__}, expected a regrow_lab.studies.Study: give one")
+    return found
+
+
+def known_study(name: str | None) -> Study | None:
+    """The study that a folder says it is of; None where there is none of that name, as for a search.
+
+    Raises ValueError for one's own that cannot be imported.
+    """
+    return find_study(name) if name and (name in STUDIES or is_import(name)) else None
 
 
 def study_runs(
@@ -62,11 +83,11 @@ def study_runs(
 
     Raises ValueError for a name that is no study, fewer seeds than one, and what the study itself refuses.
     """
-    if name not in STUDIES:
-        raise ValueError(f"unknown study {name!r}: choose one of {', '.join([*STUDIES, ALL])}")
+    study = find_study(name)
     check_seeds("a study", seeds)
-    wanted = {"scale": scale} if scale != "small" else {}
-    runs = STUDIES[name](seeds, **wanted, **({} if data is None else {"data": data}))
+    if scale not in study.scales:
+        raise ValueError(f"study {name} has no scale {scale!r}: choose {' or '.join(study.scales)}")
+    runs = study.runs(seeds, scale, data)
     if any(run.storage != "dense" for run in runs):
         return runs
     return [
@@ -86,6 +107,4 @@ def usual_storage(runs: Sequence[RunConfig], device: str) -> Literal["dense", "c
 
 def studies_of(name: str, scale: str) -> list[str]:
     """The studies that `name` stands for: itself, or for `all` those that there are at this scale."""
-    if name != ALL:
-        return [name]
-    return [study for study in STUDIES if study != "digits" or scale == "small"]
+    return [study.name for study in STUDIES.values() if scale in study.scales] if name == ALL else [name]

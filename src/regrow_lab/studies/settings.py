@@ -1,4 +1,7 @@
-"""What the studies share: the settings of the two scales, and rows × sparsities × seeds."""
+"""What the studies share: the settings of the two scales, rows × sparsities × seeds, the report's questions and slips.
+
+The report is Sundar & Dwaraknath 2021, "Reproducibility Report: Rigging the Lottery".
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from regrow_lab.config import RunConfig
+from regrow_lab.report.paper import Net
+from regrow_lab.studies.record import SCALES
 
 Fields = Mapping[str, Any]
 
-SCALES = ("small", "paper")
 BOTH = ("uniform", "erk")
 
 CIFAR_10: Fields = {
@@ -55,6 +59,25 @@ SMALL: Mapping[str, Fields] = {
     },
 }
 """Data set -> what is trained on it at the small scale."""
+
+WRN = Net("wrn-22-2", "cifar10", (9.45e8, 3.15e8))
+RESNET = Net("resnet50-cifar", "cifar100", (7.77e9, 2.59e9))
+"""What the report's tables are about."""
+BEST_METHOD = "1. Does RigL outperform SET and SNFS, and match pruning?"
+TUNING = "2. Is RigL sensitive to its two hyperparameters, or to the learning rate?"
+DENSITIES = "3. How does the sparsity distribution matter at fixed parameters, and at fixed FLOPs?"
+REDISTRIBUTION = "4. Does redistribution help RigL, and does its final distribution serve as a start?"
+BEYOND = "Beyond the four questions"
+"""The report's questions."""
+RIGL_AT_80 = "RigL (uniform, S = .8) is 92.6 in Tables 2 and 4 and 92.9 in Table 5 and the supplementary"
+SLIPS_OF_THE_TEXT = (
+    "Slips in the report's text, beside those marked ‡:",
+    "",
+    "- ER and ERK are written as s ∝ 1 − (…); it is the density that is proportional to (…).",
+    "- The text gives ResNet-50 two 3×3 convolutions as its stem; its FLOPs (2.59e9) and the supplementary have one.",
+    "- The text warms up for 2 epochs on CIFAR-100; the code does so for 1,760 steps, which are 5.",
+    "- Wall times of the supplementary's Table 2 are FLOP ratios, not measurements.",
+)
 
 
 def setting(scale: str, data: str | None, paper: Fields, *, convolutions: bool = False) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
+from regrow_lab.commands.report import print_report
 from regrow_lab.commands.signals import exit_code
-from regrow_lab.commands.study import missing_data, print_report
+from regrow_lab.commands.study import missing_data
 from regrow_lab.config import check_seconds, data_name
 from regrow_lab.launch import Launcher, LauncherName, WorkerError, launcher_for
 from regrow_lab.launch.progress import SearchProgress, counted

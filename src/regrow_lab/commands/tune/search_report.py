@@ -23,12 +23,12 @@ from matplotlib.figure import Figure
 
 from regrow_files import shown
 from regrow_lab.launch.progress import counted
-from regrow_lab.report import paper, plain_tables
+from regrow_lab.report import plain_tables
 from regrow_lab.report.plain_tables import MISSING, Grid
 from regrow_lab.store import folders
 from regrow_lab.store.escaping import in_markdown
 from regrow_lab.store.folders import StoredRun
-from regrow_lab.studies.table4 import NAMES
+from regrow_lab.studies.table4 import NAMES, PRINTED, PRINTED_TUNED
 
 PREFIX = "tune-"
 """What the name of a search begins with in study.json."""
@@ -160,8 +160,8 @@ def table_4(found: Mapping[Problem, Trials], what: str) -> Grid:
     for (distribution, sparsity), search in found.items():
         name = NAMES.get(distribution, f"RigL ({distribution})")
         best, reference = search.best, search.reference
-        printed = paper.TABLE_4.rows.get(name, {}).get(sparsity)
-        tuned = paper.OPTIMAL.get((name, sparsity))
+        printed = PRINTED.rows.get(name, {}).get(sparsity)
+        tuned = PRINTED_TUNED.get((name, sparsity))
         rows.append(
             (
                 name,

@@ -1,0 +1,72 @@
+"""The reports of folders: which study one is of, what that study adds, and the page of claims over several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from regrow_lab.report.claims import claims_page
+from regrow_lab.report.folder_report import write_report
+from regrow_lab.report.study_report import Results
+from regrow_lab.store import folders
+from regrow_lab.studies import STUDIES, Study, known_study, study_runs
+
+CLAIMS = "claims.md"
+
+
+def report_folder(directory: Path, console: Console | None = None) -> str:
+    """Write the report of a folder, with what its study has besides; returns the table as text for `console`.
+
+    Raises ValueError if the folder has no report, or study.json is damaged.
+    """
+    described = folders.read_study(directory)
+    study = known_study(described.get("study"))
+    if study is None:
+        return write_report(directory, console)
+    if "seeds" not in described:
+        raise ValueError(
+            f"{directory / 'study.json'} is damaged: it does not say how many seeds; "
+            "delete it, and the study's command makes it anew"
+        )
+    planned = study_runs(
+        described["study"],
+        described["seeds"],
+        described.get("scale", "small"),
+        described.get("data") or None,
+        described.get("storage", "dense"),
+        described.get("precision") or None,
+    )
+    return write_report(directory, console, study.report, planned)
+
+
+def study_folders(directory: Path) -> list[Path]:
+    """The studies right under `directory`, where it is a folder of studies: `regrow study all` makes such a one."""
+    if not directory.is_dir() or (directory / "runs").is_dir():
+        return []
+    return sorted(path.parent for path in directory.glob("*/study.json"))
+
+
+def write_claims(directory: Path) -> Path:
+    """Write claims.md of the studies under `directory`, from their stored runs. Raises ValueError if there are none."""
+    cells, scales, known = {}, {}, set()
+    studies = dict[str, Study](STUDIES)
+    for folder in study_folders(directory):
+        described = folders.read_study(folder)
+        what = tuple(described.get(field) for field in ("study", "scale", "data"))
+        if what[0] is not None and what in known:
+            continue
+        known.add(what)
+        study = known_study(described.get("study"))
+        studies |= {study.name: study} if study else {}
+        results = Results(folders.read_runs(folder) if (folder / "runs").is_dir() else [])
+        if results.cells:
+            nets = ", ".join(dict.fromkeys(f"{cell.model} on {cell.data}" for cell in results.cells))
+            finished = sum(run.result is not None for run in results.runs)
+            cells[folder.name] = results.cells
+            scales[folder.name] = f"scale {described.get('scale', 'small')}, {nets}, {finished} finished runs"
+    if not cells:
+        raise ValueError(f"{directory} holds no study with a finished run: let `regrow study` do one first")
+    page = claims_page([study.claims for study in studies.values()], cells, scales)
+    folders.write_whole(directory / CLAIMS, lambda file: file.write(page.encode()))
+    return directory / CLAIMS
