@@ -36,6 +36,8 @@ SUMMED = 16.0
 """So many eps the inputs of its layers are changed by: what the order of some hundred terms does to their sum."""
 FACTOR = 100.0
 """So many times what the yardsticks show is still rounding."""
+LOST = 0.01
+"""A number that a yardstick changes by so much of it says nothing."""
 FLOOR = {torch.float64: 1e-10, torch.float32: 1e-4}
 """A relative difference below it is rounding in any case."""
 CANCELLED = 0.1
@@ -399,7 +401,8 @@ def _difference_that_counts(
         difference = _difference(values, other.everything()[name], size)
         seen = [_difference(values, each.everything()[name], size) for each in beside]
         if not difference <= FACTOR * max(seen, default=0.0) + FLOOR[known.dtype]:
-            return {"outcome": "differs", "what": name, "difference": difference, "yardsticks": seen[: YARDSTICKS[0]]}
+            outcome = "ill-conditioned" if max(seen, default=0.0) > LOST else "differs"
+            return {"outcome": outcome, "what": name, "difference": difference, "yardsticks": seen[: YARDSTICKS[0]]}
     return None
 
 
