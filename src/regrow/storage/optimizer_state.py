@@ -1,10 +1,14 @@
 """What an optimizer keeps beside one number a weight, and why that cannot be kept in step with the masks."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -70,6 +74,8 @@ def obstacle(optimizer: Optimizer, weights: Sequence[Held], compact: bool) -> st
 
 
 REMEDY = "take an optimizer that keeps one number a weight in its .state, as those of torch.optim do"
+OPAQUE = (type, str, bytes, int, float, complex, FunctionType, MethodType, BuiltinFunctionType, ModuleType, Optimizer)
+"""What is not looked into: other optimizers are looked at by themselves."""
 ELSEWHERE = "use storage='dense', or an elementwise optimizer (SGD, AdamW, …)"
 
 
@@ -77,7 +83,7 @@ def _of_one_weight(value: Any, held: Held, compact: bool) -> str:
     if not isinstance(value, Tensor):
         shapes = {tuple(each.shape) for each in _tensors(value) if each.numel() > 1}
         odd = bool(shapes) if compact else shapes == {tuple(held.parameter.shape)}
-        return "in a list or dict of tensors, where masks do not reach it" if odd else ""
+        return "inside another object, where masks do not reach it" if odd else ""
     if value.numel() <= 1:
         return ""
     what = f"of shape {tuple(value.shape)} for a weight of shape {held.shape}"
@@ -136,12 +142,31 @@ def _beside(optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
             yield from ((f"'{key}' in .state", tensor) for tensor in _tensors(value))
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(value: Any, seen: set[int] | None = None, objects: int = 2) -> Iterator[Tensor]:
+    """Every tensor and numpy array that a value holds, in containers and in so many objects within each other."""
+    seen = set() if seen is None else seen
+    if id(value) in seen or isinstance(value, OPAQUE):
+        return
+    seen.add(id(value))
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, (list, tuple)):
-        for each in value:
-            yield from _tensors(each)
-    elif isinstance(value, dict):
-        for each in value.values():
-            yield from _tensors(each)
+    elif type(value).__module__ == "numpy":
+        with suppress(TypeError):  # of objects, or a type that torch has not
+            yield torch.as_tensor(value)
+    elif isinstance(value, (nn.ParameterList, nn.ParameterDict)):
+        yield from value.parameters()
+    elif not isinstance(value, nn.Module):
+        held = list(value.values()) if isinstance(value, Mapping) else value
+        for each in list(held) if isinstance(held, (list, tuple, set, frozenset, deque)) else ():
+            yield from _tensors(each, seen, objects)
+        for each in _attributes(value) if objects else ():
+            yield from _tensors(each, seen, objects - 1)
+
+
+def _attributes(value: Any) -> Iterator[Any]:
+    yield from list(getattr(value, "__dict__", {}).values())
+    for kind in type(value).__mro__:
+        slots = kind.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if not name.startswith("__") and hasattr(value, name):
+                yield getattr(value, name)

@@ -21,11 +21,9 @@ from regrow.storage.optimizer_state import Held
 from regrow.tied_weights import identity, overlapping, places_of_parameters, touch
 from regrow.training.coverage import dense_weights
 from regrow.training.layer_group import Group
+from regrow.training.loading import SPARSE, is_sparse
 from regrow.training.sparsifier import Sparsifier
 from regrow.training.undo import Undo, all_or_nothing
-
-ALREADY_SPARSE = 0.05
-"""A layer of which so many weights are 0, or as many as its mask would zero, has been sparse before."""
 
 
 def attach(
@@ -104,6 +102,8 @@ def attach(
         masks |= initial_masks(record, evidence)
         if record.initial is random:
             loaded |= any(_is_sparse_already(holders, known, masks[name], model) for name, known in evidence.items())
+        elif record.initial is None:
+            loaded |= any(is_sparse(known.weight) for known in evidence.values())
     if ranks is not None:
         ranks.check_masks(masks)
     dense = dense_weights(model, masks, include, exclude)
@@ -237,7 +237,7 @@ def _is_sparse_already(holders: Holders, known: Evidence, mask: torch.Tensor, mo
     Of the weight, or of the optimizer's state, which may have been loaded first; gradients of a dense net can be 0.
     """
     size, dead = mask.numel(), int((~mask).count_nonzero())
-    if _would_lose(known.weight, mask, least=min(ALREADY_SPARSE * size, dead)):
+    if _would_lose(known.weight, mask, least=min(SPARSE * size, dead)):
         return True
     state = holders.elementwise_state(model.get_parameter(known.layer.name))
     return any(_would_lose(whole(value), mask, max(size / 2, dead), start) for value, start in state)

@@ -1,6 +1,6 @@
 """The sparsified weights of one attached model, in their groups, as they are kept at the moment."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -11,9 +11,10 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from regrow.parts.scores import Need
+from regrow.storage.distributed import whole
 from regrow.storage.masked_layer import Storage, StoredLayer, on_gradient
 from regrow.training.layer_group import Group
-from regrow.training.loading import refusal
+from regrow.training.loading import begins_anew, is_sparse, refusal
 
 
 class AttachedLayers:
@@ -103,8 +104,21 @@ class AttachedLayers:
         strays = {name: what for name, what in found.items() if what is not None}
         if strays:
             raise refusal(strays)
+        if suspects and not self.weight_steps:
+            self._refuse_to_begin_anew(suspects)
         if suspects:
             self.zero_dead()
+
+    def _refuse_to_begin_anew(self, suspects: Mapping[str, StoredLayer]) -> None:
+        """Refuses a loaded sparse net of which a method that begins dense would know nothing."""
+        methods = {name: group.algorithm for group in self.groups for name in group.layers}
+        sparse = {}
+        for name, layer in suspects.items():
+            weight = layer.parameter.detach()
+            if methods[name].initial is None and layer.alive.everything and is_sparse(weight):
+                sparse[name] = methods[name].name, int(whole((weight == 0).sum())), layer.layer.size
+        if sparse:
+            raise begins_anew(sparse)
 
     def check(self) -> None:
         """What ``strict=True`` asks for."""

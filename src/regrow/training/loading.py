@@ -11,8 +11,11 @@ from regrow.parts.distributions import total_alive
 from regrow.parts.redistribution import apportion
 from regrow.parts.scores import Evidence, random
 from regrow.parts.topk import select
+from regrow.storage.distributed import whole
 from regrow.training.saved_state import SAME_SPARSITY
 
+SPARSE = 0.05
+"""A weight of which so many entries are 0, and not all, has been sparse before: nearly always it was loaded."""
 LEEWAY = 0.05
 """By this share of its alive weights a net may have fewer that are not exactly 0."""
 
@@ -30,6 +33,28 @@ def refusal(strays: Mapping[str, str]) -> ValueError:
         "written that does not fit the masks. Load what was saved with it: sparsifier.load_state_dict(…); or take its "
         "masks over, sparsifier.take_masks_from_weights(); or, if it is to be zeroed (averages, noise), "
         "sparsifier.apply_masks(model)"
+    )
+
+
+def is_sparse(weight: Tensor) -> bool:
+    """Whether a weight looks like that of a sparse net: a twentieth of it or more is 0, and not all (as at a start)."""
+    zeros = int(whole((weight == 0).sum()))
+    return max(1.0, SPARSE * weight.numel()) <= zeros < weight.numel()
+
+
+def begins_anew(strays: Mapping[str, tuple[str, int, int]]) -> ValueError:
+    """What the first step says of a sparse net whose method begins dense.
+
+    Args:
+        strays: layer name → name of its method, zeros, size.
+    """
+    (name, (method, zeros, size)), *others = strays.items()
+    more = f" (and {len(others)} more of its layers)" if others else ""
+    return ValueError(
+        f"'{name}'{more} is sparse already: {zeros:,} of its {size:,} weights are 0, and {method} begins with every "
+        "weight alive, so that it would prune the net once more. If it was trained sparse, load what was saved with "
+        "it: sparsifier.load_state_dict(…); or take its masks over, sparsifier.take_masks_from_weights(); or, if the "
+        "method is to begin anew from this net, sparsifier.apply_masks(model)"
     )
 
 

@@ -16,7 +16,7 @@ from regrow.parts.scores import Need
 from regrow.storage import attachments, optimizers
 from regrow.storage.distributed import Ranks, whole
 from regrow.storage.mask_bits import pack
-from regrow.storage.masked_layer import Storage, StoredLayer
+from regrow.storage.masked_layer import Storage, StoredLayer, on_gradient
 from regrow.storage.optimizer_holders import Holders
 from regrow.storage.optimizer_steps import ClosureCheck, StepUnderWay, unwatch, watch, with_closure
 from regrow.training import saved_state
@@ -27,6 +27,7 @@ from regrow.training.layer_table import layer_table
 from regrow.training.loading import masks_of_weights
 from regrow.training.masked_copies import mask_copy
 from regrow.training.membership import Membership
+from regrow.training.missed_steps import MissedSteps
 from regrow.training.other_optimizers import OtherOptimizers
 from regrow.training.update_record import Explored, LayerUpdate, Update
 
@@ -68,6 +69,7 @@ class Sparsifier:
         self._attached.place()
         self._membership = Membership(self._layers, model)
         self._attached.expect_gradients()
+        self._missed = MissedSteps(self.parameters()[0], type(self.stepper).__name__)
         self._handles = list(self._register())
         for optimizer in holders:
             self._attached.listen_to_loads(optimizer)
@@ -319,6 +321,7 @@ class Sparsifier:
 
     def _register(self) -> Iterator[RemovableHandle]:
         yield from self._attached.listen_to_gradients()
+        yield on_gradient(self.parameters()[0], self._missed.gradient_came)
         yield self.stepper.register_step_pre_hook(optimizers.uncompiled(self._on_step))
         yield self.stepper.register_step_post_hook(optimizers.uncompiled(self._on_step_end))
 
@@ -326,6 +329,7 @@ class Sparsifier:
         if not self._step.begins():
             return None
         self._others.weight_step_begins()
+        self._missed.stepped()
         weights = self.parameters()
         return with_closure(args, kwargs, self._before_step, lambda: ClosureCheck(optimizer, weights))
 
