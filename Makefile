@@ -34,9 +34,10 @@ sanitize: $(READY)  ## run the engine's tests on a build with AddressSanitizer a
 	@LD_PRELOAD="$(foreach l,asan ubsan stdc++,$(shell g++ -print-file-name=lib$(l).so))" \
 	  ASAN_OPTIONS=detect_leaks=0 $(BIN)/python tests/support/sanitized.py build/sanitize -q tests/compaction $(ARGS)
 
-lint: $(READY)  ## check style and formatting (ruff)
+lint: $(READY)  ## check style and formatting (ruff), and which room imports which (import-linter)
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
+	@$(BIN)/lint-imports --no-logo
 
 format: $(READY)  ## put the sources in form (ruff)
 	@$(BIN)/ruff check --fix

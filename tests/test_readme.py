@@ -87,7 +87,15 @@ def test_the_map_of_the_tree_names_what_is_there() -> None:
     block = next(
         block for block in re.findall(r"^```text\n(.*?)^```$", text, re.MULTILINE | re.DOTALL) if "src/" in block
     )
-    homes = (ROOT, ROOT / "src/regrow", ROOT / "src/regrow/compaction", ROOT / "results")
+    homes = (
+        ROOT,
+        ROOT / "src/regrow",
+        ROOT / "src/regrow/engine",
+        ROOT / "src/regrow_lab",
+        ROOT / "tests",
+        ROOT / "docs",
+        ROOT / "results",
+    )
     names = re.findall(r"[\w/]+(?:\.py|\.md|/(?=\s))", block)
     assert len(names) > 20
     for name in names:
