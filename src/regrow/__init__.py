@@ -7,6 +7,7 @@ from regrow.channel_removal.removal import remove_dead_channels
 from regrow.compaction.convert import compact, sparse_tensors, to_dense
 from regrow.compaction.file_format import FileSize, load_compact, save_compact
 from regrow.layers import Layer, find_layers
+from regrow.parts import distributions, patterns, schedules, scores
 from regrow.parts.distributions import er, erk, uniform
 from regrow.parts.patterns import Pattern, channels, output_blocks, unstructured
 from regrow.procedures.connectivity import Line, error_along_line
@@ -51,6 +52,7 @@ __all__ = [
     "channels",
     "compact",
     "count_flops",
+    "distributions",
     "er",
     "er_sparsity",
     "erk",
@@ -65,6 +67,7 @@ __all__ = [
     "masks_from_scores",
     "obd_scores",
     "output_blocks",
+    "patterns",
     "plan",
     "prune_by_magnitude",
     "reinitialized",
@@ -74,6 +77,8 @@ __all__ = [
     "rigl_sm",
     "rigl_struct",
     "save_compact",
+    "schedules",
+    "scores",
     "set_",
     "shuffle_masks",
     "small_dense",

@@ -18,7 +18,7 @@ from regrow.parts.patterns import Pattern, unstructured
 from regrow.parts.redistribution import apportion
 from regrow.parts.schedules import Constant, Cubic, Never, Schedule, Trigger
 from regrow.parts.scores import Evidence, GivenMasks, Need, Score, magnitude
-from regrow.parts.topk import counts_of_largest, finite, select, sortable
+from regrow.parts.topk import counts_of_largest, finite, sortable
 
 nothing = Constant(0.0)
 MOST_UPDATES = 100_000  # that a schedule of the user's own is tried at
@@ -73,6 +73,12 @@ class Algorithm:
             )
         if self.scope not in ("layer", "global"):
             raise ValueError(f"scope is {self.scope!r}; expected 'layer' or 'global'")
+        if self.pattern.group is not None and (self.scope == "global" or self.redistribute is not None):
+            what = "scope='global'" if self.scope == "global" else "a redistribution"
+            raise ValueError(
+                f"{what} gives a layer any number of alive weights, and the pattern '{self.pattern.name}' needs one "
+                "that its groups can share: take scope='layer' and redistribute=None"
+            )
 
     def sparsity_at(self, step: int) -> float:
         """The global target after ``step`` weight steps."""
@@ -125,9 +131,10 @@ def next_mask(
     Evci et al. 2020, section 3; the counts are exact whatever the ties.
     """
     units = pattern.units(alive)
-    kept = select(spare(pattern.reduce(drop), units, norm_dim), keep, units)
+    kept = pattern.choose(spare(pattern.reduce(drop), units, norm_dim), keep, units, budget)
     if grow is not None:
-        kept |= select(pattern.reduce(grow), budget - keep, ~kept)
+        missing = budget - (keep if pattern.group is None else int(kept.count_nonzero()))
+        kept |= pattern.choose(pattern.reduce(grow), missing, ~kept, budget, beside=kept)
     return pattern.expand(kept, tuple(alive.shape))
 
 
@@ -146,12 +153,17 @@ def initial_masks(algorithm: Algorithm, evidence: Mapping[str, Evidence]) -> dic
     for name, known in evidence.items():
         scores = algorithm.pattern.reduce(algorithm.initial(known))
         everything = torch.ones_like(scores, dtype=torch.bool)
-        units, dim = select(scores, counts[name], everything), known.layer.norm_dim
+        units, dim = algorithm.pattern.choose(scores, counts[name], everything, counts[name]), known.layer.norm_dim
         if dim is not None and not covers(units, dim):
             if isinstance(algorithm.initial.measure, GivenMasks):
                 raise ValueError(f"the mask of '{name}' leaves {_why_slices(known.layer)}")
-            units = select(spare(scores, everything, dim), counts[name], everything)
+            units = algorithm.pattern.choose(spare(scores, everything, dim), counts[name], everything, counts[name])
         masks[name] = algorithm.pattern.expand(units, known.layer.shape)
+        if isinstance(algorithm.initial.measure, GivenMasks) and not torch.equal(masks[name], scores.bool()):
+            raise ValueError(
+                f"the mask of '{name}' does not have the pattern '{algorithm.pattern.name}': give masks that have, or "
+                "take the pattern that they have"
+            )
     return masks
 
 
@@ -267,6 +279,8 @@ def unit_counts(algorithm: Algorithm, layers: Mapping[str, Layer], sparsity: flo
         )
     sizes = {name: grid.size for name, grid in grids(algorithm, layers).items()}
     counts = {name: max(1, round(alive[name] * sizes[name] / layer.size)) for name, layer in layers.items()}
+    if algorithm.pattern.group is not None:
+        counts = {name: _feasible(algorithm, layer, counts[name], sparsity) for name, layer in layers.items()}
     for name, layer in layers.items():
         if counts[name] < _least(algorithm, layer):
             raise ValueError(
@@ -274,6 +288,25 @@ def unit_counts(algorithm: Algorithm, layers: Mapping[str, Layer], sparsity: flo
                 f"{_why_slices(layer)}, or ask for a sparsity that gives it {_least(algorithm, layer)}"
             )
     return counts
+
+
+def _feasible(algorithm: Algorithm, layer: Layer, count: int, sparsity: float) -> int:
+    """The count that a pattern of groups makes of another."""
+    pattern = algorithm.pattern
+    leave = f"leave the layer out with exclude=['{layer.name}']"
+    if layer.is_transposed:
+        raise ValueError(
+            f"the pattern '{pattern.name}' is of the inputs of each output, and '{layer.name}' has its inputs in the "
+            f"first dimension, as a transposed convolution: {leave}"
+        )
+    try:
+        return pattern.feasible(count, pattern.grid(layer.shape))
+    except ValueError as error:
+        own = "" if pattern.alive is None else ", or ask for the pattern's own sparsity with regrow.uniform"
+        raise ValueError(
+            f"'{layer.name}' of shape {layer.shape} cannot have the pattern '{pattern.name}' at sparsity {sparsity:g}, "
+            f"{count:,} alive: {error}; {leave}{own}"
+        ) from None
 
 
 def _least(algorithm: Algorithm, layer: Layer) -> int:

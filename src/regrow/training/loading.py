@@ -10,7 +10,6 @@ from regrow.algorithm import Algorithm, grids, unit_counts
 from regrow.parts.distributions import total_alive
 from regrow.parts.redistribution import apportion
 from regrow.parts.scores import Evidence, random
-from regrow.parts.topk import select
 from regrow.storage.distributed import whole
 from regrow.training.saved_state import SAME_SPARSITY
 
@@ -98,7 +97,7 @@ def masks_of_weights(algorithm: Algorithm, evidence: Mapping[str, Evidence], upd
     masks = {}
     for name, known in evidence.items():
         scores = pattern.reduce(random(known)).masked_fill(units[name], math.inf)
-        alive = select(scores, budgets[name], torch.ones_like(units[name]))
+        alive = pattern.choose(scores, budgets[name], torch.ones_like(units[name]), budgets[name])
         masks[name] = pattern.expand(alive, known.layer.shape)
     return masks
 
