@@ -38,9 +38,10 @@ class RunConfig:
     """
 
     model: str = "lenet-300-100"
-    """Network, by name."""
+    """Network, by name or package.module:build."""
     data: str = "digits"
-    """Data set, by name: that of a published one, or of a folder or text under the folder of all data."""
+    """Data set: the name of a published one; a folder of images or a text, under the folder of all data or wherever its
+    path leads from the current folder; or package.module:load."""
     method: Annotated[str, tyro.conf.arg(help=f"{', '.join(METHODS)}, or package.module:recipe.")] = "dense"
     """How its weights become few, by name or import string."""
     sparsity: float = 0.0
@@ -255,20 +256,19 @@ def _as_kind(value: Any, kind: type[int] | type[float]) -> Any:
 
 
 def data_name(given: str) -> str:
-    """The one name of a data set: of a folder under that of all data, without detours.
+    """The one name of a data set: a path has no detours.
 
-    Raises ValueError for a name that leads elsewhere, or has characters that are not shown.
+    Raises ValueError for no name, and for characters that are not shown.
 
-    >>> data_name("birds/./small/"), data_name("fish/../birds")
-    ('birds/small', 'birds')
+    >>> data_name("birds/./small/"), data_name("fish/../birds"), data_name("//data/birds")
+    ('birds/small', 'birds', '/data/birds')
     """
-    name = posixpath.normpath(given)
-    if not given or not given.isprintable() or posixpath.isabs(name) or name.split("/")[0] == "..":
+    if not given or not given.isprintable():
         raise ValueError(
-            f"data {given!r} is no name of a data set: give that of a folder or file under the folder of all data, and "
-            "set REGROW_DATA to the latter"
+            f"data {given!r} is no name of a data set: give that of a set or folder, or package.module:load"
         )
-    return name
+    name = posixpath.normpath(given)
+    return f"/{name.lstrip('/')}" if name.startswith("/") else name
 
 
 def check_seconds(name: str, seconds: float) -> None:

@@ -7,11 +7,14 @@ A new method of the lab is one more record in `METHODS`. What is to be computed 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
+import os
 import re
+import sys
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,7 +39,7 @@ class Scoring:
     """What else the function is given."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Method:
     """What a method is called, how it is drawn, what it takes and costs, and how a run of it is built."""
 
@@ -50,6 +53,7 @@ class Method:
     recipe: str | None
     """Import string of the function that returns the algorithm. It is called with those of sparsity, total_steps,
     every, drop_fraction, distribution, stop and start that it names. None: nothing is masked."""
+    _: KW_ONLY
     takes_sparsity: bool = True
     """False of the dense net, which all others are compared with."""
     takes_distribution: bool | None = True
@@ -94,6 +98,31 @@ def is_import(name: str) -> bool:
     (True, True, False, False)
     """
     return IMPORT.fullmatch(name) is not None
+
+
+def imported(name: str, expected: str = "package.module:function") -> Any:
+    """What an import string stands for, looked for in the current folder first, then in the environment.
+
+    Raises ValueError, which says what was `expected`, where there is no such module or nothing of that name in it, and
+    where importing the module fails.
+    """
+    module, _, attribute = name.partition(":")
+    here = os.getcwd()
+    if here not in sys.path:  # as `python -m` has it
+        sys.path.insert(0, here)
+    try:
+        found = importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            why = f"there is no module {error.name} in {here} or in the environment"
+        else:
+            why = f"importing {module} fails with {type(error).__name__}: {error}"
+        raise ValueError(f"{name} cannot be imported, as {why}: give {expected}") from error
+    if not hasattr(found, attribute):
+        where = getattr(found, "__file__", None) or module
+        near = ", ".join(sorted(each for each in vars(found) if not each.startswith("_"))) or "nothing"
+        raise ValueError(f"{name} cannot be imported, as {where} has {near:.200}, not {attribute}: give {expected}")
+    return getattr(found, attribute)
 
 
 def method_of(name: str) -> Method:
@@ -163,137 +192,119 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method(
-            name="dense",
-            label="Dense",
-            colour="#333333",
-            marker="h",
-            recipe=None,
+            "dense",
+            "Dense",
+            "#333333",
+            "h",
+            None,
             takes_sparsity=False,
             takes_distribution=False,
             storages=("dense",),
             takes_data_order=True,
         ),
         Method(
-            name="small-dense",
-            label="Small Dense",
-            colour="#8c6d31",
-            marker="P",
-            recipe=None,
+            "small-dense",
+            "Small Dense",
+            "#8c6d31",
+            "P",
+            None,
             takes_distribution=False,
             sparse_throughout=True,
             storages=("dense",),
             narrow=True,
         ),
+        Method("static", "Static", "#7f7f7f", "s", "regrow:static", sparse_throughout=True),
         Method(
-            name="static", label="Static", colour="#7f7f7f", marker="s", recipe="regrow:static", sparse_throughout=True
-        ),
-        Method(
-            name="snip",
-            label="SNIP",
-            colour="#d55e00",
-            marker="D",
-            recipe="regrow:snip",
+            "snip",
+            "SNIP",
+            "#d55e00",
+            "D",
+            "regrow:snip",
             takes_distribution=False,
             finds_densities=True,
             sparse_throughout=True,
         ),
         Method(
-            name="grasp",
-            label="GraSP",
-            colour="#882255",
-            marker="p",
-            recipe=GIVEN_MASKS,
+            "grasp",
+            "GraSP",
+            "#882255",
+            "p",
+            GIVEN_MASKS,
             takes_distribution=False,
             finds_densities=True,
             sparse_throughout=True,
             scoring=Scoring("regrow:grasp_scores", passes=3 + 9),  # a gradient, and a product with the Hessian
         ),
         Method(
-            name="obd",
-            label="OBD",
-            colour="#999933",
-            marker="d",
-            recipe=GIVEN_MASKS,
+            "obd",
+            "OBD",
+            "#999933",
+            "d",
+            GIVEN_MASKS,
             takes_distribution=False,
             finds_densities=True,
             sparse_throughout=False,
             scoring=Scoring("regrow:obd_scores", passes=9 * OBD_PROBES, arguments={"probes": OBD_PROBES}),
         ),
-        Method(name="set", label="SET", colour="#e69f00", marker="^", recipe="regrow:set_", sparse_throughout=True),
+        Method("set", "SET", "#e69f00", "^", "regrow:set_", sparse_throughout=True),
         Method(
-            name="rigl",
-            label="RigL",
-            colour="#0072b2",
-            marker="o",
-            recipe="regrow:rigl",
+            "rigl",
+            "RigL",
+            "#0072b2",
+            "o",
+            "regrow:rigl",
             sparse_throughout=True,
             prerequisite=_rigl_sm,
             starts={"rigl-sm": "regrow:starting_from", "rigl-sm-densities": "regrow:with_densities"},
         ),
         Method(
-            name="rigl-struct",
-            label="RigL-struct",
-            colour="#332288",
-            marker="H",
-            recipe="regrow:rigl_struct",
+            "rigl-struct",
+            "RigL-struct",
+            "#332288",
+            "H",
+            "regrow:rigl_struct",
             sparse_throughout=True,
             storages=("dense",),  # whole channels
         ),
         Method(
-            name="snfs",
-            label="SNFS",
-            colour="#009e73",
-            marker="v",
-            recipe="regrow:snfs",
+            "snfs",
+            "SNFS",
+            "#009e73",
+            "v",
+            "regrow:snfs",
             finds_densities=True,
             sparse_throughout=False,
             storages=("dense",),  # dense gradients at every step
         ),
+        Method("rigl-sg", "RigL-SG", "#56b4e9", "<", "regrow:rigl_sg", finds_densities=True, sparse_throughout=False),
+        Method("rigl-sm", "RigL-SM", "#cc79a7", ">", "regrow:rigl_sm", finds_densities=True, sparse_throughout=False),
         Method(
-            name="rigl-sg",
-            label="RigL-SG",
-            colour="#56b4e9",
-            marker="<",
-            recipe="regrow:rigl_sg",
-            finds_densities=True,
-            sparse_throughout=False,
-        ),
-        Method(
-            name="rigl-sm",
-            label="RigL-SM",
-            colour="#cc79a7",
-            marker=">",
-            recipe="regrow:rigl_sm",
-            finds_densities=True,
-            sparse_throughout=False,
-        ),
-        Method(
-            name="pruning",
-            label="Pruning",
-            colour="#000000",
-            marker="X",
-            recipe="regrow:gradual_pruning",
+            "pruning",
+            "Pruning",
+            "#000000",
+            "X",
+            "regrow:gradual_pruning",
             takes_distribution=False,
             finds_densities=True,
             sparse_throughout=False,
         ),
         Method(
-            name="lottery",
-            label="Lottery",
-            colour="#aa4499",
-            marker="*",
-            recipe=GIVEN_MASKS,
+            "lottery",
+            "Lottery",
+            "#aa4499",
+            "*",
+            GIVEN_MASKS,
             takes_distribution=False,
             sparse_throughout=False,
             prerequisite=_pruning,
             includes_prerequisite=True,
         ),
         Method(
-            name="imp",
-            label="IMP",
-            colour="#661100",
-            marker="8",
-            recipe=GIVEN_MASKS,
+            "imp",
+            "IMP",
+            "#661100",
+            "8",
+            GIVEN_MASKS,
             takes_distribution=False,
             sparse_throughout=False,
             prerequisite=_round_before,

@@ -138,6 +138,9 @@ def test_a_folder_whose_name_is_no_markup(tmp_path: Path, capsys: pytest.Capture
         ("digits/", "digits"),
         ("texts/./mine.txt", "texts/mine.txt"),
         ("größer × 測試", "größer × 測試"),
+        ("x/../../y", "../y"),
+        ("/x/../y/", "/y"),
+        ("//x", "/x"),
     ],
 )
 def test_a_data_set_has_one_name_and_its_runs_one_folder(given_name: str, expected: str) -> None:
@@ -146,11 +149,9 @@ def test_a_data_set_has_one_name_and_its_runs_one_folder(given_name: str, expect
     assert RunConfig(data=given_name).run_id == RunConfig(data=expected).run_id
 
 
-@pytest.mark.parametrize(
-    "name", ["", "..", "../x/y", "x/../../y", "/x", "//x", "a\x1b[31mb", "a\nb", "a\0", "a\u202eb"]
-)
-def test_a_name_that_leads_out_of_the_folder_of_all_data(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ValueError, match=r"is no name of a data set: give that of a folder .* set REGROW_DATA"):
+@pytest.mark.parametrize("name", ["", "a\x1b[31mb", "a\nb", "a\0", "a\u202eb"])
+def test_a_name_that_cannot_be_shown(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match=r"is no name of a data set: give that of a set or folder, or package"):
         RunConfig(data=name)
     assert main(["train", "--data", name]) == 2
     assert capsys.readouterr().err.count("\n") == 1
@@ -158,9 +159,8 @@ def test_a_name_that_leads_out_of_the_folder_of_all_data(name: str, capsys: pyte
 
 @given(st.lists(st.sampled_from(["..", ".", "", "a", "b", "a/b"]), min_size=1, max_size=6).map("/".join))
 def test_names_are_normal_once_they_are(name: str) -> None:
-    try:
-        found = data_name(name)
-    except ValueError:
-        return
+    found = data_name(name or ".")
     assert data_name(found) == found
-    assert ".." not in found.split("/")
+    assert ".." not in found.removeprefix("/").removeprefix("../" * found.count("../")).split("/") or found.endswith(
+        ".."
+    )

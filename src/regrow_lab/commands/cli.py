@@ -35,13 +35,15 @@ class Flops:
     """Count the FLOPs of a model, dense and sparse, for one sample and for training, without training it."""
 
     model: tyro.conf.Positional[str]
-    """The model, by name."""
+    """The model, by name or package.module:build."""
+    data: str = "digits"
+    """What a model of your own is given, as `regrow train` has it; the lab's are counted for what they are made for."""
     sparsity: float | None = None
     """Share of zero weights. By default 0.9 (0 for dense)."""
     distribution: str | None = None
     """uniform, er or erk. By default erk where the method takes one."""
     method: str = "rigl"
-    """The method, by name."""
+    """The method, by name or package.module:recipe."""
     every: int = 100
     """Steps between two updates of the masks (dT)."""
     total_steps: int = 88_000
@@ -56,6 +58,7 @@ class Flops:
         sparsity = 0.9 * method_of(self.method).takes_sparsity if self.sparsity is None else self.sparsity
         config = RunConfig(
             model=self.model,
+            data=self.data,
             method=self.method,
             sparsity=sparsity,
             distribution=self.distribution,

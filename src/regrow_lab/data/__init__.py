@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -31,8 +32,8 @@ TEXT_TRAIN_SHARE = 0.9
 class Dataset:
     """Inputs (a sample a row) and labels (int64) of the training and the test part, on one device.
 
-    Inputs are float32 vectors; or uint8 images, N × height × width × channels, with the mean and the standard deviation
-    of each channel for pixels in [0, 1].
+    Inputs are uint8 images, N × height × width × channels, with the mean and the standard deviation of each channel for
+    pixels in [0, 1]; or whatever the net takes as it is, such as float32 vectors.
     """
 
     train_inputs: Tensor
@@ -48,10 +49,19 @@ class Dataset:
         """Number of labels, of either part."""
         return int(max(self.train_labels.max(), self.test_labels.max())) + 1
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of all inputs and labels."""
+        known = hashlib.blake2b(digest_size=16)
+        for part in (self.train_inputs, self.train_labels, self.test_inputs, self.test_labels):
+            known.update(f"{part.dtype} {tuple(part.shape)}".encode())
+            known.update(part.cpu().contiguous().numpy().data)
+        return known.hexdigest()
+
     def parts(self, config: RunConfig) -> Parts:
         """What a run trains on. Raises ValueError for augmentation of what is no image, and too much held out."""
         pixels = None
-        if self.train_inputs.dim() == 4:
+        if self.train_inputs.dtype == torch.uint8:
             pixels = Pixels(self.mean, self.std, _augmentation(config, self.train_inputs.shape[1:3]))
         else:
             _only_for_images(config, self.name)
@@ -222,6 +232,7 @@ def _on(device: torch.device, tensors: FourTensors) -> FourTensors:
 def _find_text(name: str, root: Path) -> Path:
     names = (f"{name}.txt", f"{name}/input.txt", f"{name}/{name}.txt") if name == TINY_SHAKESPEARE else (name,)
     path = next((root / file for file in names if (root / file).is_file()), None)
+    path = Path(name).absolute() if path is None and Path(name).is_file() else path
     if path is None:
         raise ValueError(
             f"{name} is not in {root} (looked for {', '.join(names)}): put it there, or set REGROW_DATA to the folder "
@@ -238,7 +249,7 @@ def _load_text(name: str, device: torch.device, root: Path) -> Text:
 
 
 def _load_folder(name: str, device: torch.device, image_size: int, root: Path) -> Dataset | ImageFiles:
-    folder = root / name
+    folder = _folder(name, root)
     source = _find_folder(name, image_size, root)
     if source.size() > memory_limit(device):
         listed = list_images(folder) if source.unpack is None else list_unpacked(unpacked(str(folder), source))
@@ -251,15 +262,23 @@ def _load_folder(name: str, device: torch.device, image_size: int, root: Path) -
     return Dataset(*_on(device, found.tensors), name=name, mean=mean, std=std)
 
 
+def _folder(name: str, root: Path) -> Path:
+    """Where a folder lies: under that of all data, or else in the current one."""
+    folder, here = root / name, Path(name).absolute()
+    return here if here.is_dir() and not folder.is_dir() else folder
+
+
 def _find_folder(name: str, image_size: int, root: Path) -> Source:
-    folder = root / name
+    folder = _folder(name, root)
     source = None
     if folder.is_dir():
         source = find_image_folder(folder, image_size) or find_hugging_face(folder, image_size)
     if source is None:
         known = ", ".join([*DATASETS, *IMAGE_SETS, TINY_SHAKESPEARE])
         what = "has no train/CLASS/ with images" if folder.is_dir() else "does not exist"
-        raise ValueError(f"unknown data {name!r}: choose one of {known}, or an image folder ({folder} {what})")
+        raise ValueError(
+            f"unknown data {name!r}: choose one of {known}, an image folder ({folder} {what}), or package.module:load"
+        )
     return source
 
 

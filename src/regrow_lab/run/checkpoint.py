@@ -57,6 +57,10 @@ def _check_parts(training: Training, state: State) -> None:
     for name, value in state["config"].items():
         if here.get(name, value) != value:
             raise ValueError(f"it is of another run: {name} {value!r}, here {here[name]!r}")
+    _expect(
+        state.get("data", "") == training.data_fingerprint,
+        f"data {training.config.data} returns other samples than when it was written: have it return the same ones",
+    )
     step, rows, losses, seconds = state["step"], state["rows"], state["losses"], state["seconds"]
     _expect(type(step) is int, f"its step is {step!r:.40}, a whole number was expected")
     _expect(isinstance(rows, list) and isinstance(losses, list), "its rows or losses are no list")

@@ -10,13 +10,15 @@ import torch
 import regrow
 from regrow.parts.distributions import total_alive
 from regrow_lab.config import RunConfig
-from regrow_lab.methods import method_of
-from regrow_lab.models import example_input, find_model
-from regrow_lab.run.build import algorithm_of, net_of
+from regrow_lab.methods import is_import, method_of
+from regrow_lab.models import example_input
+from regrow_lab.run.build import algorithm_of, arguments_of, builder_of, data_of, dense_net_of, net_of
 
 
 def account(config: RunConfig, total_steps: int) -> dict[str, Any]:
     """FLOPs of a forward pass and of a training step, per sample, as `flops --json` prints them.
+
+    The sample is one that the net of the lab is made for; for somebody's own net, one of the data of the run.
 
     Densities that are known before training are exact. Where training decides them (global thresholds,
     redistribution), `estimated` is true: E[f_s] is the schedule's mean over the steps, with the initial distribution,
@@ -24,9 +26,14 @@ def account(config: RunConfig, total_steps: int) -> dict[str, Any]:
 
     Raises ValueError as the builder, the distribution and the recipe do.
     """
-    example = example_input(config.model)
-    with torch.device("meta"):
-        net, dense_net = net_of(config), find_model(config.model)()
+    if is_import(config.model):
+        data = data_of(config, torch.device("cpu")).parts(config)
+        dense_net_of(config, data)  # refuses what does not take the data
+        example, arguments, device = data.example, arguments_of(config, data), "cpu"
+    else:
+        example, arguments, device = example_input(config.model), {}, "meta"
+    with torch.device(device):
+        net, dense_net = net_of(config, **arguments), builder_of(config.model)(**arguments)
     dense_counted = regrow.count_flops(dense_net, example)
     dense = dense_counted.dense
     algorithm = algorithm_of(config, total_steps, dense_counted)

@@ -17,7 +17,7 @@ from torch import nn
 
 import regrow
 from regrow_lab.methods import method_of
-from regrow_lab.models import find_model
+from regrow_lab.run.build import builder_of
 from regrow_lab.run.evaluation import batch_size_for, evaluate, loss_of
 from regrow_lab.run.machine import describe, peak_memory
 from regrow_lab.run.starting_point import mask_step, scored_batches
@@ -132,7 +132,7 @@ def wall_times(training: Training) -> dict[str, Any]:
     net = copy.deepcopy(training.model)
     if training.sparsifier and training.algorithm and training.algorithm.pattern == regrow.channels:
         net = regrow.remove_dead_channels(training.model, training.sparsifier.masks, data.example)
-    dense = find_model(config.model)(**training.arguments).to(device)
+    dense = builder_of(config.model)(**training.arguments).to(device)
     if inputs.dim() == 4:
         for each in (net, dense):
             each.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch has no type for it

@@ -16,9 +16,8 @@ import regrow
 from regrow_files import shown
 from regrow_lab.config import RunConfig
 from regrow_lab.data.batches import Parts
-from regrow_lab.methods import IMP_FRACTION, Scoring, imp_level, method_of
+from regrow_lab.methods import IMP_FRACTION, Scoring, imp_level, imported, method_of
 from regrow_lab.run import checkpoint_files
-from regrow_lab.run.build import imported
 from regrow_lab.run.data_order import rewind_step
 from regrow_lab.run.evaluation import loss_of
 from regrow_lab.store import folders

@@ -12,11 +12,11 @@ import torch
 
 import regrow
 from regrow_lab.config import RunConfig
-from regrow_lab.data import load_data
+from regrow_lab.data import Dataset
 from regrow_lab.data.batches import Part, Parts
-from regrow_lab.models import WITH_DROPOUT, find_model, fit
+from regrow_lab.methods import is_import
 from regrow_lab.run import data_parallel
-from regrow_lab.run.build import algorithm_of, net_of
+from regrow_lab.run.build import algorithm_of, arguments_of, data_of, dense_net_of, net_of
 from regrow_lab.run.data_order import order_of
 from regrow_lab.run.evaluation import Measured, batch_size_for, evaluate, loss_of
 from regrow_lab.run.learning_rate import learning_rate
@@ -38,20 +38,17 @@ class Training:
         self.config = config
         self.device = device
         self.origin = origin
-        data = load_data(config.data, device, config.image_size).parts(config)
+        loaded = data_of(config, device)
+        data = loaded.parts(config)
+        self.data_fingerprint = loaded.fingerprint if isinstance(loaded, Dataset) and is_import(config.data) else ""
         self.held_memory = forget_peak_memory(device)
         self.data = data
         self.batches = math.ceil(len(data.train) / config.batch_size)
         self.epochs = config.total_epochs
         self.total_steps = self.epochs * self.batches
-        example, shape = data.example, tuple(data.example.shape[1:])
-        arguments = {"num_classes": data.num_classes, **fit(config.model, shape, text=data.is_text, data=config.data)}
-        if config.model.startswith(WITH_DROPOUT):
-            arguments["dropout"] = config.dropout
-        self.arguments = arguments
-        with torch.device("meta"):
-            dense_net = find_model(config.model)(**arguments)
-        dense_flops = regrow.count_flops(dense_net, example)
+        example = data.example
+        self.arguments = arguments = arguments_of(config, data)
+        dense_net, dense_flops = dense_net_of(config, data)
         check_batches(config, dense_net, data)
         algorithm = algorithm_of(config, self.total_steps, dense_flops)
         self.dense_flops = dense_flops.dense
@@ -192,6 +189,7 @@ class Training:
         """All that a checkpoint holds."""
         return {
             "config": self.config.to_dict(),
+            "data": self.data_fingerprint,
             "step": self.step,
             "losses": [loss.clone() for loss in self.losses[: self.step % self.batches]],
             "rows": self.rows,
@@ -221,7 +219,7 @@ class Training:
 
 
 def check_batches(config: RunConfig, net: torch.nn.Module, data: Parts) -> None:
-    """Refuse batches of a single sample for a net (on the meta device) whose batch norm has single pixels by then.
+    """Refuse batches of a single sample for a net whose batch norm has single pixels by then.
 
     Raises ValueError.
     """
@@ -231,7 +229,7 @@ def check_batches(config: RunConfig, net: torch.nn.Module, data: Parts) -> None:
     if not any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in net.modules()):
         return
     try:
-        net.train()(data.example.to("meta"))
+        net.train()(data.example.to(next(net.parameters()).device))
     except ValueError:  # torch's, as a mean of one value has no variance
         raise ValueError(
             f"{samples:,} samples in batches of {size} leave one sample alone, and {config.model} has a batch norm "
