@@ -22,12 +22,11 @@ RECIPE = '''
 from dataclasses import replace
 
 import regrow
-from regrow.parts.scores import random
 
 
 def recipe(**arguments):
     """RigL that grows at random, which is SET in RigL's order of steps."""
-    return replace(regrow.rigl(**arguments), name="blind", grow=random)
+    return replace(regrow.rigl(**arguments), name="blind", grow=regrow.scores.random)
 '''
 
 SHARED = ("summary.py", "figures.py", "tables.py", "accuracy_axis.py")

@@ -123,11 +123,10 @@ METHOD = """
 from dataclasses import replace
 
 import regrow
-from regrow.parts.scores import random
 
 
 def recipe(**arguments):
-    return replace(regrow.rigl(**arguments), name="blind", grow=random)
+    return replace(regrow.rigl(**arguments), name="blind", grow=regrow.scores.random)
 
 
 def uniform_only(sparsity, total_steps):
