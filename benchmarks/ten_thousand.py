@@ -20,7 +20,7 @@ from regrow_lab.config import RunConfig
 from regrow_lab.launch import deal
 from regrow_lab.launch.outcome import unfinished
 from regrow_lab.report.folder_report import write_report
-from regrow_lab.report.study_report import cells_of
+from regrow_lab.report.study_report import Results
 from regrow_lab.store import folders
 
 SEEDS = 5
@@ -101,7 +101,7 @@ def main() -> None:
         with timed("list: read every config, result and line of metrics"):
             stored = folders.read_runs(directory)
         with timed(f"summarise into {options.runs // SEEDS:,} cells"):
-            cells_of(stored)
+            _ = Results(stored).cells
         with timed("report: tables and figures, all of it"):
             write_report(directory)
         files = sum(len(names) for _, _, names in os.walk(directory))

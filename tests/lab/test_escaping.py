@@ -19,11 +19,10 @@ from regrow_files import shown
 from regrow_lab.commands.cli import main
 from regrow_lab.config import RunConfig, data_name
 from regrow_lab.launch.progress import PlainProgress
-from regrow_lab.report.folder_report import write_report
 from regrow_lab.report.plain_tables import Grid, to_csv, to_markdown
-from regrow_lab.report.study_report import write_claims
 from regrow_lab.store import folders
 from regrow_lab.store.escaping import file_name, in_csv, in_markdown, one_line
+from regrow_lab.studies.reports import report_folder, write_claims
 
 PAGE = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
 OBEYED = [*"\\`*_<>[]()|~&#!;:/.\x1b\n\u202e", "&lt;", "www."]
@@ -76,7 +75,7 @@ def hostile(tmp_path: Path) -> Path:
 
 def test_a_report_of_hostile_names(hostile: Path) -> None:
     outside = set(hostile.rglob("*")) | set(hostile.parent.glob("*"))
-    text = write_report(hostile, Console(file=io.StringIO(), force_terminal=False, width=120))
+    text = report_folder(hostile, Console(file=io.StringIO(), force_terminal=False, width=120))
     made = {path for path in hostile.rglob("*") if path.is_file()} - outside
     assert {path.parent for path in made} == {hostile / "report"}
     assert set(hostile.parent.glob("*")) <= outside

@@ -48,7 +48,7 @@ def read(label: str) -> tuple[str, str, int, bool]:
     assert found
     notes = found["notes"] or ""
     method = {record.label: method for method, record in METHODS.items()}[found["name"]]
-    return method, "erk" if "ERK" in notes else "uniform", int(found["times"] or 1), "start" in notes
+    return method, "erk" if "ERK" in notes else "uniform", int(found["times"] or 1), "from" in notes
 
 
 FIXED = ("static", "set", "rigl", "small-dense")

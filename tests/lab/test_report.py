@@ -79,7 +79,7 @@ def test_a_report_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pyt
 def test_a_terminal_gets_bold_type_and_its_own_width(tmp_path: Path) -> None:
     store_run(tmp_path, sparsity=0.9)
     store_run(tmp_path, sparsity=0.95)
-    text = write_report(tmp_path, Console(file=io.StringIO(), force_terminal=True, width=40))
+    text = write_report(tmp_path, Console(file=io.StringIO(), force_terminal=True, width=46))
     assert "\x1b[1m" in text
     assert sum(line.startswith("Method") for line in text.splitlines()) == 3  # block below block, the costs last
 

@@ -63,7 +63,7 @@ def test_ours_stands_beside_the_papers_with_the_difference(tmp_path: Path) -> No
         "FLOPs train, test": "0.100x, 0.100x",
         "paper FLOPs train, test": "0.17x, 0.17x",
         "peak MiB": "1,600",
-        "hours": "2",
+        "hours": "2.00",
     }
     assert (rows["SNIP", "0.9"]["paper accuracy"], rows["SNIP", "0.9"]["difference"]) == ("–", "–")
     assert rows["Dense", "0"]["paper FLOPs train, test"] == "9.45e+08, 3.15e+08"
@@ -370,7 +370,7 @@ def test_a_studys_report_has_its_comparison_and_its_figures(tmp_path: Path) -> N
     text = report_folder(tmp_path)
     assert "lenet-300-100 on digits, beside Table 2 of the report" in text
     assert "of the 183 runs of this study are not finished: `regrow study table2 --seeds 3 --out" in text
-    assert (tmp_path / "report" / "comparison.csv").read_text().startswith("Method,S,n,accuracy,paper,difference")
+    assert (tmp_path / "report" / "comparison.csv").read_text().startswith('Method,S,n,accuracy,paper,"FLOPs')
     assert "Slips in the report's text" in (tmp_path / "report" / "report.md").read_text()
 
 

@@ -12,9 +12,13 @@ from hypothesis import strategies as st
 from rich.text import Text
 from stored import store_run, store_study
 
+from regrow_lab.report import plain_tables
+from regrow_lab.report.columns import aligned
+from regrow_lab.report.comparison import comparisons
 from regrow_lab.report.renderings import to_csv, to_latex, to_markdown, to_text
 from regrow_lab.report.summary import GROUPS, Summary, summarise
 from regrow_lab.report.tables import Cell, Table, best_of_groups, make_tables
+from regrow_lab.report.words import variant_in_words
 from regrow_lab.store.folders import read_runs
 
 
@@ -69,7 +73,7 @@ def test_a_setting_whose_seeds_all_diverged_has_a_cost_but_no_accuracy(tmp_path:
         store_run(tmp_path, accuracy=None, seed=seed)
     (cell,) = summarise(read_runs(tmp_path))
     assert (cell.n, cell.diverged, cell.mean, cell.std, cell.min) == (0, 2, None, None, None)
-    assert cells(table_of(tmp_path))["RigL (ERK)"][0] == Cell("diverged (0/2)", "0.1", "0.10x, 0.10x", best=False)
+    assert cells(table_of(tmp_path))["RigL (ERK)"][0] == Cell("diverged (0/2)", "0.100", "0.10x, 0.10x", best=False)
 
 
 def test_a_single_seed_has_no_deviation_and_fewer_seeds_say_so(tmp_path: Path) -> None:
@@ -92,8 +96,8 @@ def test_settings_that_differ_in_more_than_the_seed_are_never_averaged(tmp_path:
     store_run(tmp_path, accuracy=96.0, every=20)
     store_run(tmp_path, accuracy=90.0, every=50)
     assert {label: row[0].accuracy.strip() for label, row in cells(table_of(tmp_path)).items()} == {
-        "RigL (ERK, every=20)": "96.0",
-        "RigL (ERK, every=50)": "90.0",
+        "RigL (ERK, dT 20)": "96.0",
+        "RigL (ERK, dT 50)": "90.0",
     }
 
 
@@ -197,10 +201,10 @@ def test_missing_cells_are_dashes(tmp_path: Path) -> None:
 
 def test_achieved_density_stands_in_every_cell(study: tuple[Summary, ...], tmp_path: Path) -> None:
     (table,) = make_tables(study)
-    assert [cell.density for cell in cells(table)["Small Dense"]] == ["0.106", "0.016"]
-    assert [cell.density for cell in cells(table)["RigL"]] == ["0.1", "0.01"]
+    assert [cell.density for cell in cells(table)["Small Dense"]] == ["0.106", "0.0160"]
+    assert [cell.density for cell in cells(table)["RigL"]] == ["0.100", "0.0100"]
     store_run(tmp_path, "static", result={"sparsity": 0.56})  # at S = .9, the first layer dense
-    assert cells(table_of(tmp_path))["Static (ERK)"][0].density == "0.44"
+    assert cells(table_of(tmp_path))["Static (ERK)"][0].density == "0.440"
 
 
 def test_seeds_that_lie_far_apart_are_marked_with_median_and_range(tmp_path: Path) -> None:
@@ -231,7 +235,67 @@ def test_text_lines_up_and_fits(study: tuple[Summary, ...], width: int | None) -
     assert len({line.index("±") for line in with_accuracy}) == 1
     assert len(with_accuracy) == 9 * (2 if width == 80 else 1)
     assert len({len(line) for line in rows if line not in with_accuracy}) <= 1  # the costs, below where they must be
-    assert sum("hours  peak MiB" in line for line in lines) == 1
+    assert sum("seconds  peak MiB" in line for line in lines) == 1
+
+
+@pytest.mark.parametrize("width", range(36, 120, 7))
+def test_no_table_is_wider_than_the_terminal(study: tuple[Summary, ...], tmp_path: Path, width: int) -> None:
+    """However long a label is; what there is no room for is set on lines of its own, or said to be elsewhere."""
+    for rate in (0.005, 0.05):
+        store_run(tmp_path / "tuned", "rigl", every=100, learning_rate=rate, drop_fraction=0.1 + rate, start="rigl-sm")
+    tuned = summarise(read_runs(tmp_path / "tuned"))
+    for cells_of_one in (study, tuned):
+        (table,), (grid,) = make_tables(cells_of_one, ["A note of many words."]), comparisons(cells_of_one)
+        text = to_text(table, width)
+        assert max(map(len, text.splitlines())) <= width, text
+        beside = plain_tables.to_text(grid, width, "comparison.md")
+        assert max(map(len, beside.splitlines())) <= width, beside
+        for row in (row for group in table.groups for row in group):
+            texts = (text for cell in row.cells for text in (cell.accuracy, cell.density, cell.flops))
+            assert all(each in text for each in (row.label[:6], *row.costs, *texts) if each != "–"), "nothing is cut"
+    texts = plain_tables.to_text(comparisons(tuned)[0], width, "comparison.md").split("No room for ")
+    assert ("peak MiB" in texts[0]) != ("peak MiB" in " ".join(texts[1:]))
+
+
+@given(st.lists(st.one_of(st.none(), st.floats(1e-9, 1e6)), min_size=1, max_size=6))
+def test_a_column_has_one_number_of_decimals(values: list[float | None]) -> None:
+    texts = [text.removesuffix("x") for text in aligned(values, least=2, after="x")]
+    plain = [text for text in texts if text != "–" and "e" not in text]
+    assert len({len(text.partition(".")[2]) for text in plain}) <= 1
+    for text, value in zip(texts, values, strict=True):
+        assert (text == "–") == (value is None)
+        if value is not None:
+            assert float(text.replace(",", "")) == pytest.approx(value, rel=0.06, abs=5e-5)
+            assert float(text.replace(",", "")) > 0, "what is there is never shown as nothing"
+
+
+def test_short_times_are_in_seconds_and_long_ones_in_hours(tmp_path: Path) -> None:
+    for folder, unit, seconds, said in (
+        ("short", "seconds", (0.64, 1.1), ["0.64", "1.10"]),
+        ("medium", "minutes", (30.0, 600.0), ["0.50", "10.00"]),
+        ("long", "hours", (7200.0, 72000.0), ["2.0", "20.0"]),
+    ):
+        for method, took in zip(("set", "rigl"), seconds, strict=True):
+            store_run(tmp_path / folder, method, result={"seconds": took})
+        table = table_of(tmp_path / folder)
+        assert table.costs == (unit, "peak MiB")
+        assert [row.costs[0] for group in table.groups for row in group] == said
+
+
+@pytest.mark.parametrize(
+    ("variant", "said"),
+    [
+        ("", ""),
+        ("drop_fraction=0.3, every=20, learning_rate=0.005", "alpha 0.3, dT 20, learning rate 0.005"),
+        ("precision=bf16, storage=compact", "bf16, compact"),
+        ("rewind=0.02", "rewound to 2 %"),
+        ("rewind=0.0, start=trained", "not rewound: trained on"),
+        ("rewind=0.05, start=shuffled", "rewound to 5 %, masks shuffled"),
+        ("compiled=False, image_size=64", "not compiled, image size 64"),
+    ],
+)
+def test_rows_are_named_in_words(variant: str, said: str) -> None:
+    assert variant_in_words(variant) == said
 
 
 def test_text_marks_the_best_with_bold_on_a_terminal_and_a_star_elsewhere(study: tuple[Summary, ...]) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from regrow_lab.report.columns import MISSING, aligned, times
 from regrow_lab.report.paper import Published, Value
-from regrow_lab.report.plain_tables import MISSING, Grid
-from regrow_lab.report.summary import Summary, mebibytes
+from regrow_lab.report.plain_tables import Grid
+from regrow_lab.report.summary import Summary
 
 HEAD = (
     "Method",
@@ -21,8 +22,6 @@ HEAD = (
     "time train, test",
     "paper",
     "time ÷ RigL's",
-    "peak MiB",
-    "hours",
 )
 SAME_DATA = {"cifar10-jpeg": "cifar10"}
 """Data set -> the one whose images it holds in another form."""
@@ -51,22 +50,24 @@ def comparisons(
 def comparison(summaries: Sequence[Summary], table: Published | None, scale: str) -> Grid:
     """Ours, all of one model and data set, beside one printed table (None: there is none)."""
     printed = {} if table is None else table.rows
+    memory = aligned([summary.peak_memory_mib for summary in summaries], most=1)
+    unit, took = times([summary.seconds for summary in summaries])
     rows, slips, known = [], [], set()
-    for summary in summaries:
+    for summary, *costs in zip(summaries, memory, took, strict=True):
         value = printed.get(summary.label, {}).get(summary.sparsity)
         known.add((summary.label, summary.sparsity))
-        rows.append(_row(summary, value, table, _rigl_of(summary, summaries)))
+        rows.append((*_row(summary, value, table, _rigl_of(summary, summaries)), *costs))
     for label, cells in printed.items():
         for sparsity, value in cells.items():
             if (label, sparsity) not in known:
-                rows.append(_row_without_ours(label, sparsity, value))
+                rows.append((*_row_without_ours(label, sparsity, value), MISSING, MISSING))
             if value.slip:
                 slips.append(f"‡ {label}, S = {sparsity:g}: {value.slip}.")
     first = summaries[0]
-    beside = ": memory and hours too" if table is None else f", beside {table.name} of the report"
+    beside = ": memory and time too" if table is None else f", beside {table.name} of the report"
     title = f"{first.model} on {first.data}{beside}"
     notes = (*_notes(scale, summaries, table), *slips)
-    return Grid(title, HEAD, tuple(rows), notes).without_empty_columns()
+    return Grid(title, (*HEAD, "peak MiB", unit), tuple(rows), notes).without_empty_columns()
 
 
 def is_same(summary: Summary, table: Published) -> bool:
@@ -84,7 +85,8 @@ def _rigl_of(summary: Summary, summaries: Sequence[Summary]) -> Summary | None:
 def _row(summary: Summary, value: Value | None, table: Published | None, rigl: Summary | None) -> tuple[str, ...]:
     wall = (summary.wall_train, summary.wall_test)
     of_rigl = (rigl.wall_train, rigl.wall_test) if rigl is not None else (None, None)
-    difference = MISSING if value is None or summary.mean is None else f"{summary.mean - value.accuracy:+.1f}"
+    alike = table is not None and is_same(summary, table)  # else a difference would measure the data
+    difference = f"{summary.mean - value.accuracy:+.1f}" if alike and value and summary.mean is not None else MISSING
     flops = f"{summary.train_ratio:.3f}x, {summary.test_ratio:.3f}x"
     if summary.method == "dense":
         flops = f"{3 * summary.dense_flops:.2e}, {summary.dense_flops:.2e}"
@@ -102,17 +104,15 @@ def _row(summary: Summary, value: Value | None, table: Published | None, rigl: S
         flops,
         printed_flops,
         _times(*wall),
-        MISSING if value is None or value.wall is None else f"{value.wall:g}x",
+        MISSING if value is None or value.wall is None else f"{value.wall:.2f}x",
         _times(*(a / b if a is not None and b else None for a, b in zip(wall, of_rigl, strict=True))),
-        MISSING if summary.peak_memory_mib is None else mebibytes(summary.peak_memory_mib),
-        f"{summary.hours:.2g}" if summary.hours >= 0.01 else f"{summary.hours:.5f}",
     )
 
 
 def _row_without_ours(label: str, sparsity: float, value: Value) -> tuple[str, ...]:
-    wall = MISSING if value.wall is None else f"{value.wall:g}x"
+    wall = MISSING if value.wall is None else f"{value.wall:.2f}x"
     ours = (MISSING, MISSING, _printed(value), MISSING, MISSING, MISSING, _flops(value), MISSING, wall)
-    return (label, f"{sparsity:g}", *ours, MISSING, MISSING, MISSING)
+    return (label, f"{sparsity:g}", *ours, MISSING)
 
 
 def _times(train: float | None, test: float | None) -> str:
@@ -128,8 +128,7 @@ def _number(mean: float | None, std: float | None, places: int) -> str:
 def _printed(value: Value | None) -> str:
     if value is None:
         return MISSING
-    places = 1 if f"{value.accuracy:.2f}".endswith("0") else 2
-    return _number(value.accuracy, value.std, places) + ("‡" if value.slip else "")
+    return _number(value.accuracy, value.std, 1) + ("‡" if value.slip else "")
 
 
 def _flops(value: Value | None) -> str:
@@ -149,10 +148,7 @@ def _notes(scale: str, summaries: Sequence[Summary], table: Published | None) ->
         elif same:
             said = "The same net on the same images, another schedule: FLOPs can be compared, accuracies hardly."
         else:
-            said = (
-                "Another net or other data: FLOPs and accuracies stand side by side, and their difference is no measure"
-                " of a reproduction."
-            )
+            said = "Another net or other data: FLOPs and accuracies stand side by side, and are not subtracted."
         notes += [theirs, said]
     if any(summary.wall_train is not None for summary in summaries):
         notes.append(
@@ -160,5 +156,5 @@ def _notes(scale: str, summaries: Sequence[Summary], table: Published | None) ->
             "ratio; the dense row, one such net against another, tells how far to trust them."
         )
     notes.append("Accuracy: test, percent, mean ± sample standard deviation. FLOPs relative to dense; dense: a sample.")
-    notes.append("Of one run: hours (mean) and peak memory (median), above what torch and the data take.")
+    notes.append("Of one run: time (mean) and peak memory (median), above what torch and the data take.")
     return notes

@@ -17,6 +17,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from regrow_files import shown
 from regrow_lab.config import RunConfig
 from regrow_lab.report import plain_tables
 from regrow_lab.report.comparison import comparisons
@@ -107,7 +108,9 @@ def write_report(
     width = console.width if console.is_terminal else None
     texts = [to_text(table, width, styled=console.is_terminal) for table in tables]
     telling = [grid for grid in beside if {"paper", "bits/char."} & set(grid.head)]  # the others repeat the table
-    return "\n\n".join([*texts, *map(plain_tables.to_text, telling), *missing])
+    comparison = shown(directory / "report" / "comparison.md")
+    texts += [plain_tables.to_text(grid, width, comparison) for grid in telling]
+    return "\n\n".join([*texts, *missing])
 
 
 def _write(content: bytes, file: IO[bytes]) -> None:

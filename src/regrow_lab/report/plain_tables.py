@@ -8,9 +8,8 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from regrow_lab.report.columns import MISSING
 from regrow_lab.store.escaping import in_csv, in_markdown
-
-MISSING = "–"
 
 
 @dataclass(frozen=True)
@@ -38,11 +37,14 @@ def to_text(grid: Grid, width: int | None = None, whole: str = "") -> str:
     kept, widths = len(grid.head), _widths(grid)
     while width and kept > 1 and sum(widths[:kept]) + 2 * (kept - 1) > width:
         kept -= 1
+    widths[0] = min(widths[0], width or widths[0])
     left_out = f"No room for {', '.join(grid.head[kept:])}: see {whole}." if kept < len(grid.head) else ""
     lines = [_padded(line[:kept], widths[:kept], "  ").rstrip() for line in (grid.head, *grid.rows)]
     rule = "-" * max(map(len, lines))
-    notes = [textwrap.fill(note, width) if width else note for note in (*grid.notes, left_out) if note]
-    return "\n".join([grid.title, "", lines[0], rule, *lines[1:], "", *notes])
+    title, *notes = [
+        textwrap.fill(text, width) if width else text for text in (grid.title, *grid.notes, left_out) if text
+    ]
+    return "\n".join([title, "", lines[0], rule, *lines[1:], "", *notes])
 
 
 def to_markdown(grid: Grid) -> str:
@@ -72,5 +74,10 @@ def _widths(grid: Grid) -> list[int]:
 
 def _padded(line: Sequence[str], widths: Sequence[int], between: str) -> str:
     return between.join(
-        text.rjust(width) if i else text.ljust(width) for i, (text, width) in enumerate(zip(line, widths, strict=True))
+        text.rjust(width) if i else _cut(text, width).ljust(width)
+        for i, (text, width) in enumerate(zip(line, widths, strict=True))
     )
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"

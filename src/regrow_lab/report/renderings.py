@@ -8,18 +8,21 @@ import io
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from regrow_lab.report.columns import MISSING
 from regrow_lab.report.summary import Summary
-from regrow_lab.report.tables import COSTS, Cell, Table
+from regrow_lab.report.tables import Table
 from regrow_lab.store.escaping import in_csv, in_markdown
 
-GAP = 2
-"""Characters between the columns of the text."""
+GAP, LEAST = 2, 14
+"""Characters between the columns of the text, and those that a label has where there is no room for it whole."""
 
 
 def to_text(table: Table, width: int | None = None, styled: bool = False) -> str:
@@ -31,12 +34,12 @@ def to_text(table: Table, width: int | None = None, styled: bool = False) -> str
         styled: mark the best of a group in bold with the escape codes of a terminal; without, with an asterisk.
     """
     console = Console(
-        file=io.StringIO(), width=10_000, force_terminal=styled, color_system="standard" if styled else None
+        file=io.StringIO(), width=width or 10_000, force_terminal=styled, color_system="standard" if styled else None
     )
     console.print(Text(table.title, style="bold"))
-    for columns in _blocks(table, width):
+    for columns in _blocks(_columns(table, styled), width, _longest_label(table)):
         console.print()
-        console.print(_rich_table(table, columns, styled))
+        console.print(_rich_table(table, columns, width))
     console.print()
     for note in table.notes if styled else (*table.notes, "* best of its group."):
         console.print(Text(textwrap.fill(note, min(width or 120, 120)), style="dim"))
@@ -44,51 +47,76 @@ def to_text(table: Table, width: int | None = None, styled: bool = False) -> str
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
 
-def _blocks(table: Table, width: int | None) -> list[list[int]]:
-    """The columns of the table, by index, a list for each block that `width` characters hold; the costs come last."""
+@dataclass(frozen=True)
+class _Column:
+    """Heads above each other, and the texts of all rows."""
+
+    heads: tuple[str, str]
+    texts: tuple[Text, ...]
+    justify: Literal["left", "right"] = "right"
+    alone: str = ""
+    """The upper head where the column stands without those that it belongs to."""
+
+    @property
+    def width(self) -> int:
+        return max(GAP + len(text) for text in (*self.heads, *(text.plain for text in self.texts)))
+
+
+def _columns(table: Table, styled: bool) -> list[list[_Column]]:
+    """Those of each sparsity, then the costs."""
     rows = [row for group in table.groups for row in group]
-    room = (width or 10_000) - max(len(row.label) for row in rows)
-    columns = [
-        (
-            max(len("accuracy"), *(len(row.cells[i].accuracy) + row.cells[i].best for row in rows)),
-            max(len("density"), *(len(row.cells[i].density) for row in rows)),
-            max(len("train, test"), *(len(row.cells[i].flops) for row in rows)),
+    found = []
+    for i, head in enumerate(table.heads):
+        cells = [row.cells[i] for row in rows]
+        accuracies = (
+            Text(cell.accuracy + "*" * (cell.best and not styled), style="bold" if cell.best else "") for cell in cells
         )
-        for i in range(len(table.sparsities))
-    ]
-    costs = [max(map(len, texts)) for texts in zip(COSTS, *(row.costs for row in rows), strict=True)]
-    blocks: list[list[int]] = []
+        of = f"S = {head}"
+        density, flops = ((Text(cell.density) for cell in cells), (Text(cell.flops) for cell in cells))
+        found.append(
+            [
+                _Column((of, "accuracy"), tuple(accuracies), "left", of),
+                _Column(("", "density"), tuple(density), alone=of),
+                _Column(("FLOPs", "train, test"), tuple(flops), alone=f"{of}: FLOPs"),
+            ]
+        )
+    costs = zip(table.costs, zip(*(row.costs for row in rows), strict=True), strict=True)
+    return [*found, [_Column(("", head), tuple(map(Text, texts))) for head, texts in costs]]
+
+
+def _blocks(groups: Iterable[list[_Column]], width: int | None, label: int) -> list[list[_Column]]:
+    """What `width` characters hold side by side, with labels of `label`; too wide a group of columns is split."""
+    width = width or 10_000
+    blocks: list[list[_Column]] = []
     left = 0
-    for i, lengths in enumerate([*columns, costs]):
-        needed = sum(lengths) + len(lengths) * GAP
-        if not blocks or needed > left:
-            blocks.append([])
-            left = room
-        blocks[-1].append(i)
-        left -= needed
+    for group in groups:
+        whole = sum(column.width for column in group) <= width - min(label, LEAST)
+        single = [[dataclasses.replace(each, heads=(each.alone, each.heads[1]))] for each in group]
+        for part in [group] if whole else single:
+            needed = sum(column.width for column in part)
+            if not blocks or needed > left:
+                blocks.append([])
+                left = width - label
+            blocks[-1] += part
+            left -= needed
     return blocks
 
 
-def _rich_table(table: Table, columns: Sequence[int], styled: bool) -> RichTable:
+def _longest_label(table: Table) -> int:
+    return max(len(row.label) for group in table.groups for row in group)
+
+
+def _rich_table(table: Table, columns: Sequence[_Column], width: int | None) -> RichTable:
     grid = RichTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, GAP - 1, 0, 0), pad_edge=False, header_style="")
-    grid.add_column("\nMethod", no_wrap=True)
-    shown = [i for i in columns if i < len(table.sparsities)]
-    with_costs = len(shown) < len(columns)
-    for i in shown:
-        grid.add_column(f"S = {table.heads[i]}\naccuracy", no_wrap=True)
-        grid.add_column("\ndensity", no_wrap=True, justify="right")
-        grid.add_column("FLOPs\ntrain, test", no_wrap=True, justify="right")
-    for head in COSTS if with_costs else ():
-        grid.add_column(f"\n{head}", no_wrap=True, justify="right")
+    room = (width or 10_000) - sum(column.width for column in columns)
+    grid.add_column("\nMethod", overflow="fold", min_width=max(1, min(_longest_label(table), LEAST, room)))
+    for column in columns:
+        grid.add_column("\n".join(column.heads), no_wrap=True, justify=column.justify)
+    texts = zip(*(column.texts for column in columns), strict=True)
     for group in table.groups:
-        for row in group:
-            cells = [row.cells[i] for i in shown]
-            if with_costs or any(cell != Cell() for cell in cells):
-                texts = [Text(row.label)]
-                for cell in cells:
-                    accuracy = cell.accuracy + ("*" if cell.best and not styled else "")
-                    texts += [Text(accuracy, style="bold" if cell.best else ""), Text(cell.density), Text(cell.flops)]
-                grid.add_row(*texts, *(map(Text, row.costs) if with_costs else ()))
+        for row, of_row in zip(group, texts, strict=False):
+            if any(text.plain not in ("", MISSING) for text in of_row):
+                grid.add_row(Text(row.label), *of_row)
         grid.add_section()
     return grid
 
@@ -98,7 +126,7 @@ def to_markdown(table: Table) -> str:
     header = ["Method"]
     for sparsity in table.heads:
         header += [f"S = {sparsity}: accuracy", "density", "FLOPs (train, test)"]
-    header += COSTS
+    header += table.costs
     lines = [header]
     for number, group in enumerate(table.groups, 1):
         lines.append([f"*({number})*", *[""] * (len(header) - 1)])
@@ -143,7 +171,8 @@ def to_latex(table: Table) -> str:
         r"\toprule",
         " & ".join(["", *heads, "", ""]) + r" \\",
         " ".join(rules),
-        " & ".join(["Method", *[r"Accuracy $\uparrow$", "Density", r"FLOPs $\downarrow$"] * count, *COSTS]) + r" \\",
+        " & ".join(["Method", *[r"Accuracy $\uparrow$", "Density", r"FLOPs $\downarrow$"] * count, *table.costs])
+        + r" \\",
         *body,
         r"\bottomrule",
         r"\end{tabular}}",

@@ -13,6 +13,7 @@ from typing import Any
 
 from regrow_lab.config import RunConfig
 from regrow_lab.methods import METHODS, method_of
+from regrow_lab.report.words import distribution_in_words, variant_in_words
 from regrow_lab.store.folders import StoredRun
 
 GRADIENTS = 0.1
@@ -24,15 +25,6 @@ GROUPS = (
     "more train FLOPs: dense gradients or weights, moving densities, an earlier run, longer training",
     "dense",
 )
-
-
-def mebibytes(value: float) -> str:
-    """A size as tables show it.
-
-    >>> mebibytes(4.74), mebibytes(1600.4)
-    ('4.7', '1,600')
-    """
-    return f"{value:,.0f}" if value >= 99.95 else f"{value:.1f}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +68,6 @@ class Summary:
     wall_test: float | None = None
 
     @property
-    def hours(self) -> float:
-        """Wall time of one run."""
-        return self.seconds / 3600
-
-    @property
     def row(self) -> tuple[str, str | None, float, str]:
         """What the cells of one row of the table share."""
         return (self.method, self.distribution, self.multiplier, self.variant)
@@ -100,8 +87,8 @@ class Summary:
     def label(self) -> str:
         """Name of the row in the report's form, as in `RigL_2x (ERK)`; a uniform distribution is not said."""
         name = method_of(self.method).label + (f"_{self.multiplier:g}x" if self.multiplier > 1 else "")
-        distribution = {None: "", "uniform": "", "er": "ER", "erk": "ERK"}.get(self.distribution, self.distribution)
-        notes = ", ".join(note for note in (distribution, self.variant) if note)
+        distribution = "" if self.distribution in (None, "uniform") else distribution_in_words(self.distribution)
+        notes = ", ".join(note for note in (distribution, variant_in_words(self.variant)) if note)
         return f"{name} ({notes})" if notes else name
 
     @property

@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from regrow_lab.report.summary import GROUPS, Summary, mebibytes
+from regrow_lab.report.columns import MISSING, aligned, times
+from regrow_lab.report.summary import GROUPS, Summary
 
-MISSING = "–"
 MOST_SPARSITIES = 6
 APART = 10
 """Points of accuracy between seeds beyond which a table says more than their mean."""
@@ -27,23 +27,14 @@ class Cell:
     best: bool = False
 
 
-COSTS = ("hours", "peak MiB")
-"""Heads of the columns of what a run took: wall time and peak memory."""
-
-
 @dataclass(frozen=True)
 class Row:
     """One method: a cell for each sparsity of the table, and what a run took, on average over them."""
 
     label: str
     cells: tuple[Cell, ...]
-    hours: str
-    memory: str
-
-    @property
-    def costs(self) -> tuple[str, str]:
-        """Under `COSTS`."""
-        return self.hours, self.memory
+    costs: tuple[str, str]
+    """Wall time and peak memory, under the heads that the table has for them."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +45,8 @@ class Table:
     sparsities: tuple[float, ...]
     groups: tuple[tuple[Row, ...], ...]
     notes: tuple[str, ...]
+    costs: tuple[str, str]
+    """Heads of the columns of what a run took."""
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -83,32 +76,38 @@ def _table(title: str, summaries: Sequence[Summary], notes: Sequence[str]) -> Ta
     sparsities = tuple(sorted({summary.sparsity for summary in summaries if not summary.is_dense})) or (0.0,)
     seeds = max(summary.n + summary.diverged for summary in summaries)
     best = best_of_groups(summaries)
-    groups = []
-    for _, group in itertools.groupby(summaries, key=lambda summary: summary.group):
-        rows = []
-        for _, row in itertools.groupby(group, key=lambda summary: summary.row):
-            same = list(row)
-            # The dense net has no sparsity of its own: as in the report, it stands in the first column.
-            by_sparsity = {sparsities[0] if each.is_dense else each.sparsity: each for each in same}
-            cells = (
-                Cell(_accuracy(each, seeds), f"{each.density:.3g}", _flops(each), each in best)
-                if (each := by_sparsity.get(sparsity))
-                else Cell()
-                for sparsity in sparsities
+    cells = dict[tuple[int, tuple[object, ...], float], Cell]()
+    for sparsity in sparsities:
+        # The dense net has no sparsity of its own: as in the report, it stands in the first column.
+        column = [each for each in summaries if (sparsities[0] if each.is_dense else each.sparsity) == sparsity]
+        densities = aligned([each.density for each in column], digits=3, least=2, most=5)
+        sparse = [each for each in column if not each.is_dense]
+        ratios = iter(aligned([r for each in sparse for r in (each.train_ratio, each.test_ratio)], least=2, after="x"))
+        for each, density in zip(column, densities, strict=True):
+            flops = _dense_flops(each) if each.is_dense else f"{next(ratios)}, {next(ratios)}"
+            cells[each.group, each.row, sparsity] = Cell(_accuracy(each, seeds), density, flops, each in best)
+    rows = [list(row) for _, row in itertools.groupby(summaries, key=lambda each: (each.group, each.row))]
+    unit, took = times([statistics.fmean(cell.seconds for cell in row) for row in rows])
+    costs = list(zip(took, aligned([_memory(row) for row in rows], most=1), strict=True))
+    groups = itertools.groupby(zip(rows, costs, strict=True), key=lambda row: row[0][0].group)
+    return Table(
+        title,
+        sparsities,
+        tuple(
+            tuple(
+                Row(row[0].label, tuple(cells.get((group, row[0].row, each), Cell()) for each in sparsities), cost)
+                for row, cost in same
             )
-            rows.append(Row(same[0].label, tuple(cells), _hours(same), _memory(same)))
-        groups.append(tuple(rows))
-    return Table(title, sparsities, tuple(groups), (*notes, *_notes(summaries, seeds)))
+            for group, same in groups
+        ),
+        (*notes, *_notes(summaries, seeds)),
+        (unit, "peak MiB"),
+    )
 
 
-def _hours(cells: Sequence[Summary]) -> str:
-    hours = statistics.fmean(cell.hours for cell in cells)
-    return f"{hours:.2f}" if hours >= 0.1 else f"{hours:.2g}" if hours >= 1e-4 else f"{hours:.5f}"
-
-
-def _memory(cells: Sequence[Summary]) -> str:
+def _memory(cells: Sequence[Summary]) -> float | None:
     known = [cell.peak_memory_mib for cell in cells if cell.peak_memory_mib is not None]
-    return mebibytes(statistics.fmean(known)) if known else MISSING
+    return statistics.fmean(known) if known else None
 
 
 def best_of_groups(summaries: Iterable[Summary]) -> list[Summary]:
@@ -143,20 +142,9 @@ def _accuracy(summary: Summary, seeds: int) -> str:
     return text if runs == seeds else f"{text} (n = {runs})"
 
 
-def _flops(summary: Summary) -> str:
-    if summary.is_dense:
-        flops = (f"{value:.2e}".split("e+") for value in (3 * summary.dense_flops, summary.dense_flops))
-        return ", ".join(f"{digits}e{int(exponent)}" for digits, exponent in flops)
-    return f"{_ratio(summary.train_ratio)}, {_ratio(summary.test_ratio)}"
-
-
-def _ratio(ratio: float) -> str:
-    """As in the report; below a hundredth to three digits.
-
-    >>> _ratio(1.2345), _ratio(0.0512), _ratio(0.00512), _ratio(1.2345e-5)
-    ('1.23x', '0.051x', '0.00512x', '1.23e-05x')
-    """
-    return f"{ratio:.2f}x" if ratio >= 0.0995 else f"{ratio:.3f}x" if ratio >= 0.0095 else f"{ratio:.3g}x"
+def _dense_flops(summary: Summary) -> str:
+    flops = (f"{value:.2e}".split("e+") for value in (3 * summary.dense_flops, summary.dense_flops))
+    return ", ".join(f"{digits}e{int(exponent)}" for digits, exponent in flops)
 
 
 def _apart(summary: Summary) -> bool:
@@ -167,7 +155,7 @@ def _notes(summaries: Sequence[Summary], seeds: int) -> Iterable[str]:
     over = f", mean ± sample standard deviation over {seeds} seeds" if seeds > 1 else ", one seed"
     lost = any(summary.diverged for summary in summaries)
     yield f"Test accuracy in percent{over}{'; (2/3; 1 diverged): over the 2 runs of 3 that did not diverge' * lost}."
-    yield "Hours and peak memory: of one run, mean over the row; memory above what torch and the data take."
+    yield "Time and peak memory: of one run, mean over the row; memory above what torch and the data take."
     yield "FLOPs: of training and of one forward pass, relative to the dense net; for the dense net a sample, absolute."
     present = sorted({summary.group for summary in summaries})
     yield (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from regrow_lab.config import RunConfig
+from regrow_lab.report.columns import unit_of
 from regrow_lab.report.study_report import Picture, Results, StudyReport
 from regrow_lab.report.words import variant_in_words
 from regrow_lab.studies.record import Study
@@ -31,9 +32,6 @@ def _runs(seeds: int, scale: str, data: str | None) -> list[RunConfig]:
     return grid(base, rows, SPARSITIES, seeds)
 
 
-UNITS = ((3600, "hours"), (60, "minutes"), (1, "seconds"))
-
-
 def accuracy_over_time(results: Results) -> Figure | None:
     """Accuracy against the wall time of a run by storage and precision, a panel a sparsity, the dense nets in each."""
     from regrow_lab.report import panels
@@ -44,8 +42,7 @@ def accuracy_over_time(results: Results) -> Figure | None:
     if not sparsities:
         return None
     kinds = list(dict.fromkeys((cell.method, cell.variant) for cell in cells))
-    longest = max(cell.seconds for cell in cells)
-    unit, name = next((unit, name) for unit, name in UNITS if longest >= 2 * unit or unit == 1)
+    unit, name = unit_of([cell.seconds for cell in cells])
     figure, all_axes = panels.side_by_side(len(sparsities))
     for axes, sparsity in zip(all_axes, sparsities, strict=True):
         axes.set_title(f"S = {sparsity:g}")

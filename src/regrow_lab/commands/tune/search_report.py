@@ -24,7 +24,8 @@ from matplotlib.figure import Figure
 from regrow_files import shown
 from regrow_lab.launch.progress import counted
 from regrow_lab.report import plain_tables
-from regrow_lab.report.plain_tables import MISSING, Grid
+from regrow_lab.report.columns import MISSING
+from regrow_lab.report.plain_tables import Grid
 from regrow_lab.store import folders
 from regrow_lab.store.escaping import in_markdown
 from regrow_lab.store.folders import StoredRun
