@@ -95,15 +95,24 @@ class Algorithm:
         """The same of every layer."""
         return self.keeps_its_number and self.redistribute is None
 
-    @property
+    @cached_property
     def final_sparsity(self) -> float | None:
-        """The global target in the end; None where a schedule of the user's own does not say it."""
-        match self.sparsity:
-            case Constant(value):
-                return value
-            case Cubic(final):
-                return final
-        return None
+        """The global target in the end, that of the last update; None where a schedule cannot say it beforehand.
+
+        >>> import regrow
+        >>> pruning = regrow.gradual_pruning(sparsity=0.9, total_steps=100, every=10, start=0)
+        >>> replace(pruning, sparsity=lambda step: 0.01 * step).final_sparsity
+        0.7
+        """
+        try:
+            return float(self.sparsity_at(self.when.last or 0))
+        except Exception:  # one of the user's own may not know the future, and is asked again when it comes
+            return None
+
+    @property
+    def never_falls(self) -> bool:
+        """Whether the sparsity is known never to fall; a function of the user's own may."""
+        return isinstance(self.sparsity, (Constant, Cubic))
 
     @cached_property  # asked for at every step
     def needs(self) -> Need:
@@ -151,7 +160,8 @@ def initial_masks(algorithm: Algorithm, evidence: Mapping[str, Evidence]) -> dic
     counts = unit_counts(algorithm, _layers(evidence), algorithm.sparsity_at(0))
     masks = {}
     for name, known in evidence.items():
-        scores = algorithm.pattern.reduce(algorithm.initial(known))
+        values = algorithm.initial(known)
+        scores = algorithm.pattern.reduce(values)
         everything = torch.ones_like(scores, dtype=torch.bool)
         units, dim = algorithm.pattern.choose(scores, counts[name], everything, counts[name]), known.layer.norm_dim
         if dim is not None and not covers(units, dim):
@@ -159,7 +169,7 @@ def initial_masks(algorithm: Algorithm, evidence: Mapping[str, Evidence]) -> dic
                 raise ValueError(f"the mask of '{name}' leaves {_why_slices(known.layer)}")
             units = algorithm.pattern.choose(spare(scores, everything, dim), counts[name], everything, counts[name])
         masks[name] = algorithm.pattern.expand(units, known.layer.shape)
-        if isinstance(algorithm.initial.measure, GivenMasks) and not torch.equal(masks[name], scores.bool()):
+        if isinstance(algorithm.initial.measure, GivenMasks) and not torch.equal(masks[name], values.bool()):
             raise ValueError(
                 f"the mask of '{name}' does not have the pattern '{algorithm.pattern.name}': give masks that have, or "
                 "take the pattern that they have"
@@ -220,7 +230,7 @@ def updated_masks(
 
 def _check_growth(algorithm: Algorithm) -> None:
     """Refuses a sparsity that falls where nothing grows, as far as the schedule says it beforehand."""
-    if algorithm.grow is not None or algorithm.final_sparsity is not None:
+    if algorithm.grow is not None or algorithm.never_falls:
         return
     before = 0.0 if algorithm.initial is None else algorithm.sparsity_at(0)
     for step in islice(_updates(algorithm.when), MOST_UPDATES):
@@ -332,7 +342,7 @@ def _budgets(
     target = sum(counts.values()) if algorithm.scope == "layer" else total_alive(grids(algorithm, layers), sparsity)
     if algorithm.keeps_its_number or target == sum(now.values()):
         return dict(now)
-    if algorithm.grow is None and algorithm.final_sparsity is None and target > sum(now.values()) + len(now):
+    if algorithm.grow is None and not algorithm.never_falls and target > sum(now.values()) + len(now):
         raise ValueError(f"the sparsity of '{algorithm.name}' has fallen to {sparsity:g} at step {step}{FALLS}")
     if algorithm.scope == "layer":
         shrinks_only = algorithm.grow is None

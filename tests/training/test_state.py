@@ -300,15 +300,25 @@ def test_a_state_of_other_blocks_is_refused_in_blocks() -> None:
         states[1].load_state_dict(states[0].state_dict())
 
 
-def test_a_schedule_of_ones_own_says_no_final_sparsity_and_is_saved() -> None:
+def no_future(step: int) -> float:
+    if step > 3:
+        raise RuntimeError("not known yet")
+    return 0.1 * step
+
+
+@pytest.mark.parametrize(("schedule", "final"), [(lambda step: 0.1 * min(step, 8), 0.8), (no_future, None)])
+def test_a_schedule_of_ones_own_says_its_end_where_it_knows_it(schedule, final) -> None:
     model = mlp()
-    record = dataclasses.replace(
-        regrow.gradual_pruning(sparsity=0.9, **RAMP), sparsity=[0.1 * i for i in range(9)].__getitem__
-    )
-    sparsifier = regrow.attach(model, sgd(model), record)
+    pruning = regrow.gradual_pruning(sparsity=0.9, **RAMP)
+    assert pruning.when.last >= 8
+    sparsifier = regrow.attach(model, sgd(model), dataclasses.replace(pruning, sparsity=schedule))
     saved = sparsifier.state_dict()
-    assert saved["groups"][0]["sparsity"] is None
+    assert saved["groups"][0]["sparsity"] == (None if final is None else pytest.approx(final))
     sparsifier.load_state_dict(saved)
+    if final is not None:
+        saved["groups"][0]["sparsity"] = 0.5
+        with pytest.raises(ValueError, match=r"ends at sparsity 0\.5"):
+            sparsifier.load_state_dict(saved)
 
 
 def test_a_state_from_before_groups_said_their_sparsity_is_read() -> None:

@@ -76,6 +76,10 @@ class Trigger(Protocol):
     def __call__(self, step: int) -> bool:
         """Whether an update is due after ``step`` weight steps."""
 
+    @property
+    def last(self) -> int | None:
+        """The weight step of the last update; None if there is none."""
+
     def following(self, step: int) -> int | None:
         """The first step >= ``step`` with an update; None if there is none."""
 
@@ -99,6 +103,10 @@ class Every:
     def __call__(self, step: int) -> bool:
         return self.start <= step <= self.stop and (step - self.start) % self.interval == 0
 
+    @property
+    def last(self) -> int | None:
+        return self.stop - (self.stop - self.start) % self.interval if self.start <= self.stop else None
+
     def following(self, step: int) -> int | None:
         periods = max(0, math.ceil((step - self.start) / self.interval))
         due = self.start + periods * self.interval
@@ -118,6 +126,10 @@ class Once:
     def __call__(self, step: int) -> bool:
         return step == self.step
 
+    @property
+    def last(self) -> int:
+        return self.step
+
     def following(self, step: int) -> int | None:
         return self.step if step <= self.step else None
 
@@ -132,6 +144,10 @@ class Never:
 
     def __call__(self, step: int) -> bool:
         return False
+
+    @property
+    def last(self) -> None:
+        return None
 
     def following(self, step: int) -> None:
         return None
