@@ -101,7 +101,7 @@ class Algorithm:
 
         >>> import regrow
         >>> pruning = regrow.gradual_pruning(sparsity=0.9, total_steps=100, every=10, start=0)
-        >>> replace(pruning, sparsity=lambda step: 0.01 * step).final_sparsity
+        >>> replace(pruning, sparsity=lambda step: step / 100).final_sparsity
         0.7
         """
         try:
