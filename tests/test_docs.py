@@ -1,12 +1,15 @@
-"""The Python on the methods page runs, one block after another."""
+"""The Python on the methods page runs, one block after another; so do files and commands of the page on one's own."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE, OWN = DOCS / "methods.md", DOCS / "own.md"
 
 
 def test_the_methods_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,3 +21,24 @@ def test_the_methods_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         exec(compile(block, PAGE.name, "exec"), names)
     assert len(list((tmp_path / "tickets").iterdir())) == 5
     assert names["line"].above_mean >= names["line"].above_worst >= 0  # type: ignore[attr-defined]
+
+
+def test_the_page_on_ones_own_runs_as_it_is_written(tmp_path: Path) -> None:
+    page = OWN.read_text()
+    for name, block in re.findall(r"`(mine/\w+\.py)`.*?\n```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(block)
+    said = []
+    for block in re.findall(r"^```console\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        for command in block.splitlines():
+            words = [str(Path(sys.executable).with_name("regrow")), *command.split()[1:]]
+            done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+            assert (done.returncode, done.stderr) == (0, ""), command
+            said.append(done.stdout)
+    train, study, report, flops = said
+    accuracy = re.search(r"test accuracy\s+(\d+\.\d+)", train)
+    assert accuracy is not None
+    assert float(accuracy[1]) > 90
+    assert "13 runs: 0 finished before, 13 now" in study
+    assert "mine.method:recipe" in report
+    assert "mine.model:build, mine.method:recipe" in flops

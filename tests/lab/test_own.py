@@ -22,6 +22,7 @@ from regrow_lab.run.starting_point import Origin
 from regrow_lab.run.training import Training
 from regrow_lab.store import folders
 from regrow_lab.store.folders import read_runs
+from regrow_lab.studies import study_runs
 
 CPU = torch.device("cpu")
 MODEL = """
@@ -322,6 +323,59 @@ def test_flops_of_ones_own(mine: str, capsys: pytest.CaptureFixture[str]) -> Non
     counted = json.loads(capsys.readouterr().out)
     assert counted["dense_flops"] == 2 * (30 * 40 + 40 * 4)
     assert counted["test_ratio"] == pytest.approx(0.1, abs=0.01)
+
+
+def study_of(mine: str, **changes: str) -> list[str]:
+    names = {each: known.format(mine) for each, known in NAMES.items()} | changes
+    options = [word for each, known in names.items() if known for word in (f"--{each}", known)]
+    return ["study", "table1", "--seeds", "1", "--workers", "2", "--out", "out", *options]
+
+
+def test_a_study_is_done_with_them(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(study_of(mine)) == 0
+    said = capsys.readouterr().out
+    assert "13 runs: 0 finished before, 13 now" in said
+    assert main(study_of(mine)) == 0
+    assert "13 runs: 13 finished before, 0 now" in capsys.readouterr().out
+    report = Path("out/report/report.md").read_text().replace("\\", "")
+    assert f"{mine}.method:recipe" in report
+    assert f"{mine}.model:build on {mine}.data:load" in report
+    assert "not finished" not in report
+    cells = summarise(read_runs(Path("out")))
+    assert [cell.sparsity for cell in cells if cell.method == f"{mine}.method:recipe"] == [0.5, 0.8, 0.9]
+    for changes in ({"method": ""}, {"model": ""}, {"method": f"{mine}.method:uniform_only"}):
+        assert main(study_of(mine, **changes)) == 2
+        assert "holds this study with m" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("what", "name", "message"),
+    [("model", "{}.model:few", "expected (1, 4)"), ("data", "{}.data:lod", "not lod"),
+     ("data", "nowhere", "unknown data"), ("method", "{}.method:curious", "asks for temperature"),
+     ("method", "rigI", "unknown method 'rigI'")],
+)  # fmt: skip
+def test_a_study_with_a_wrong_one_is_refused_before_anything_starts(
+    mine: str, what: str, name: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(study_of(mine, **{what: name.format(mine)})) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not Path("out").exists()
+
+
+def test_a_method_beside_those_of_a_study() -> None:
+    runs = study_runs("table5", 2, method="a:b")
+    own = [run for run in runs if run.method == "a:b"]
+    assert {(run.sparsity, run.seed, run.distribution) for run in own} == {
+        (sparsity, seed, None) for sparsity in (0.8, 0.9) for seed in (0, 1)
+    }
+    assert len(own) == 4
+    assert runs[: -len(own)] == study_runs("table5", 2)
+    assert {run.model for run in study_runs("table2", 1, model="a:c")} == {"a:c"}
+    compact = study_runs("table2", 1, storage="compact", method="a:b")
+    assert {run.storage for run in compact if run.method == "a:b"} == {"compact"}
+    assert study_runs("table2", 1, method="rigl-struct")[-1].distribution == "erk"
 
 
 @pytest.fixture

@@ -203,8 +203,8 @@ def test_every_study_at_either_scale_holds_each_run_once_and_what_its_runs_start
 def test_refusals_of_scales_and_data(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="study table2 has no scale 'large': choose small or paper"):
         study_runs("table2", 1, "large")
-    with pytest.raises(ValueError, match="the small scale is for digits, digits-images, cifar10-jpeg and cifar10"):
-        study_runs("table2", 1, "small", "mnist")
+    assert {run.model for run in study_runs("table2", 1, "small", "mnist")} == {"lenet-300-100"}
+    assert {run.model for run in study_runs("table5", 1, "small", "mnist")} == {"wrn-10-1"}
     with pytest.raises(ValueError, match=r"study digits has no scale 'paper': choose small$"):
         study_runs("digits", 1, "paper")
     with pytest.raises(ValueError, match="no sparsities for wrn-22-2 on mnist"):

@@ -483,7 +483,7 @@ def test_one_folder_has_one_number_of_seeds(tmp_path: Path, capsys: pytest.Captu
         ("digits --seeds 0", "a trial needs 1 seed or more, given 0"),
         ("digits --heartbeat-seconds 0", "heartbeat must be 1 or more, given 0"),
         ("digits --workers 0", "workers must be 1 or more, given 0"),
-        ("mnist", "the small scale is for digits"),
+        ("mnist", "there are searches on digits, digits-images, cifar10-jpeg, cifar10, given data 'mnist'"),
         ("digits --distributions best", "unknown distribution 'best': choose one of uniform, erk"),
         ("digits --sparsities 1.5", "sparsity 1.5 is outside [0, 1)"),
         ("digits --data cifar10", "the data to tune on are named by the study, 'digits': leave out --data cifar10"),

@@ -19,6 +19,7 @@ from regrow_lab.launch import Launcher, LauncherName, Outcome, WorkerError, laun
 from regrow_lab.launch.outcome import unfinished
 from regrow_lab.launch.progress import progress_for
 from regrow_lab.launch.slurm import Resources
+from regrow_lab.methods import is_import
 from regrow_lab.store import folders
 from regrow_lab.store.escaping import complain
 from regrow_lab.studies import ALL, STUDIES, find_study, studies_of, study_runs, usual_storage
@@ -49,7 +50,12 @@ class Study:
     scale: str = "small"
     """small: minutes to hours on a few cores. paper: the paper's nets, data and epochs, for a GPU."""
     data: str | None = None
-    """Another data set than the study's own: cifar10-jpeg with a small net at the small scale, for instance."""
+    """Another data set than the study's own: cifar10-jpeg with a small net at the small scale, a folder of images, or
+    package.module:load."""
+    model: str | None = None
+    """Another net than the study's own, by name or package.module:build."""
+    method: str | None = None
+    """One more method in the study's table and figures, by name or package.module:recipe."""
     data_dir: Path | None = None
     """Folder of all data, in place of $REGROW_DATA. At the small scale the data are then cifar10-jpeg."""
     storage: Literal["dense", "compact"] | None = None
@@ -126,11 +132,12 @@ def planned(options: Study, name: str, out: Path | None) -> Plan:
             raise ValueError(f"{options.data_dir} is no folder: give the folder of all data with --data-dir")
         os.environ["REGROW_DATA"] = str(options.data_dir.resolve())  # the workers inherit it
     data = _data(options, name)
-    runs = study_runs(name, options.seeds, options.scale, data)
+    own = {"model": options.model, "method": options.method}
+    runs = study_runs(name, options.seeds, options.scale, data, **own)
     storage = usual_storage(runs, options.device) if options.storage is None else options.storage
     precision = _precision(options)
     if storage != "dense" or precision is not None:
-        runs = study_runs(name, options.seeds, options.scale, data, storage, precision)
+        runs = study_runs(name, options.seeds, options.scale, data, storage, precision, **own)
     options.runner().check()
     mine = runs if options.shard is None else shard(runs, options.shard)
     out = Path("runs") / find_study(name).name if out is None else out
@@ -140,20 +147,27 @@ def planned(options: Study, name: str, out: Path | None) -> Plan:
     for each in missing:
         complain(f"note: {each}; the jobs need it where they run")
     settings = {"scale": options.scale, "data": data or "", "storage": storage, "precision": precision or ""}
+    settings |= {what: given or "" for what, given in own.items()}
     return Plan(name, out, runs, mine, settings)
 
 
 def missing_data(runs: Iterable[RunConfig]) -> list[str]:
-    """What is wrong with the files of the data sets of these runs, in words; one that is whole is not spoken of."""
-    wanted = dict.fromkeys((run.data, run.image_size) for run in runs if run.data not in WITHOUT_FILES)
+    """What is wrong with the files of the data sets of these runs, and with what is somebody's own, in words."""
+    wanted: dict[tuple[object, ...], RunConfig] = {}
+    for run in runs:
+        names = (run.model, run.data, run.method)
+        if own := tuple(name for name in names if is_import(name)):
+            wanted.setdefault((run.model, run.data, *own), run)
+        elif run.data not in WITHOUT_FILES:
+            wanted.setdefault((run.data, run.image_size), run)
     if not wanted:
         return []
-    from regrow_lab.data import check_there
+    from regrow_lab.run.build import check
 
     missing = []
-    for data, image_size in wanted:
+    for run in wanted.values():
         try:
-            check_there(data, image_size)
+            check(run)
         except ValueError as error:
             missing.append(str(error))
     return missing

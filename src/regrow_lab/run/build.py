@@ -11,7 +11,7 @@ from torch import nn
 
 import regrow
 from regrow_lab.config import RunConfig
-from regrow_lab.data import AnyData, load_data
+from regrow_lab.data import AnyData, check_there, load_data
 from regrow_lab.data.batches import Parts
 from regrow_lab.methods import METHODS, imported, is_import, method_of
 from regrow_lab.models import WITH_DROPOUT, Builder, find_model, fit
@@ -35,6 +35,22 @@ def data_of(config: RunConfig, device: torch.device) -> AnyData:
     if config.image_size:
         raise ValueError(f"image_size is for folders of images, given {config.image_size} for data {config.data}")
     return own.load(config.data, device)
+
+
+def check(config: RunConfig) -> None:
+    """Raise ValueError if the files of the data are not where they must lie, or what is somebody's own is wrong.
+
+    Of a run that the lab knows all of, no file is read.
+    """
+    if not any(map(is_import, (config.model, config.data, config.method))):
+        return check_there(config.data, config.image_size)
+    if not is_import(config.data):
+        check_there(config.data, config.image_size)
+    data = data_of(config, torch.device("cpu")).parts(config)
+    _, flops = dense_net_of(config, data)
+    steps = config.total_epochs * -(-len(data.train) // config.batch_size)
+    algorithm_of(config, steps, flops)
+    return None
 
 
 def arguments_of(config: RunConfig, data: Parts) -> dict[str, Any]:

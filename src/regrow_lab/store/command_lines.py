@@ -10,7 +10,7 @@ from typing import Any
 
 from regrow_lab.config import RunConfig
 
-USUAL = {"scale": "small", "data": "", "storage": "dense", "precision": ""}
+USUAL = {"scale": "small", "data": "", "storage": "dense", "precision": "", "model": "", "method": ""}
 """What a study that does not say it was done with."""
 
 

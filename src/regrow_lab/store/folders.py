@@ -171,9 +171,11 @@ def open_study(directory: Path, name: str, seeds: int, **settings: Any) -> None:
                 f"{directory} is the folder of the study {study.get('study')!r}, not {name!r}: give another with --out"
             )
         for setting, value in settings.items():
-            if study.get(setting, value) != value:
+            usual = "" if setting in ("model", "method") else value  # older ones had none of somebody's own
+            held = study.get(setting, usual)
+            if held != value:
                 raise ValueError(
-                    f"{directory} holds this study with {setting} {study[setting]!r}, not {value!r}: give another "
+                    f"{directory} holds this study with {setting} {held!r}, not {value!r}: give another "
                     "folder with --out"
                 )
         seeds = max(seeds, study.get("seeds", 0))

@@ -49,7 +49,7 @@ RESULT: Kinds = {
 STUDY: Kinds = {
     "study": TEXT,
     "seeds": (int,),
-    **dict.fromkeys(("scale", "data", "storage", "precision"), TEXT),
+    **dict.fromkeys(("scale", "data", "storage", "precision", "model", "method"), TEXT),
 }
 RANGES: Mapping[str, tuple[float, float]] = {
     "seeds": (1, MOST_SEEDS),

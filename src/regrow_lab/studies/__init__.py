@@ -7,14 +7,11 @@ torch never, matplotlib only to draw. A study of one's own is a `Study` in any m
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import os
-import sys
 from collections.abc import Sequence
 from typing import Literal
 
 from regrow_lab.config import RunConfig, check_seeds
-from regrow_lab.methods import is_import, method_of
+from regrow_lab.methods import imported, is_import, method_of
 from regrow_lab.studies.charlm import CHARLM
 from regrow_lab.studies.cifar10 import CIFAR10
 from regrow_lab.studies.digits import DIGITS
@@ -49,13 +46,7 @@ def find_study(name: str) -> Study:
     if not is_import(name):
         known = ", ".join([*STUDIES, ALL])
         raise ValueError(f"unknown study {name!r}: choose one of {known}, or module:NAME for one of your own")
-    module, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"study {name} cannot be imported ({error}): give module:NAME of a Study found here") from None
+    found = imported(name, "module:NAME of a regrow_lab.studies.Study")
     if not isinstance(found, Study):
         raise ValueError(f"{name} is a {type(found).__name__}, expected a regrow_lab.studies.Study: give one")
     return found
@@ -76,10 +67,13 @@ def study_runs(
     data: str | None = None,
     storage: Literal["dense", "compact"] = "dense",
     precision: str | None = None,
+    model: str | None = None,
+    method: str | None = None,
 ) -> list[RunConfig]:
     """The runs of the study `name` with `seeds` seeds (0 to seeds - 1) each, in `storage` where their method can be.
 
     `precision` None is that of the study. A study that sets storages and precisions beside each other keeps them.
+    `model` takes the place of the study's nets; `method` is one more row, see `with_method`.
 
     Raises ValueError for a name that is no study, fewer seeds than one, and what the study itself refuses.
     """
@@ -87,7 +81,8 @@ def study_runs(
     check_seeds("a study", seeds)
     if scale not in study.scales:
         raise ValueError(f"study {name} has no scale {scale!r}: choose {' or '.join(study.scales)}")
-    runs = study.runs(seeds, scale, data)
+    runs = with_method(study.runs(seeds, scale, data), method)
+    runs = runs if model is None else [dataclasses.replace(run, model=model) for run in runs]
     if any(run.storage != "dense" for run in runs):
         return runs
     return [
@@ -98,6 +93,18 @@ def study_runs(
         )
         for run in runs
     ]
+
+
+def with_method(runs: Sequence[RunConfig], method: str | None) -> list[RunConfig]:
+    """The runs of a study, and those of a method beside them: wherever there is a sparse run of usual length and start.
+
+    It is given no distribution: it takes its own, or erk. Raises ValueError for a name that is no method.
+    """
+    if method is None:
+        return list(runs)
+    plain = [run for run in runs if run.sparsity and run.multiplier == 1 and run.prerequisite is None]
+    added = [dataclasses.replace(run, method=method, distribution=None) for run in plain]
+    return list(dict.fromkeys([*runs, *added]))
 
 
 def usual_storage(runs: Sequence[RunConfig], device: str) -> Literal["dense", "compact"]:

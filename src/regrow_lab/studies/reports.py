@@ -36,6 +36,8 @@ def report_folder(directory: Path, console: Console | None = None) -> str:
         described.get("data") or None,
         described.get("storage", "dense"),
         described.get("precision") or None,
+        described.get("model") or None,
+        described.get("method") or None,
     )
     return write_report(directory, console, study.report, planned)
 

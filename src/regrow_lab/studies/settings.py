@@ -89,7 +89,9 @@ def setting(scale: str, data: str | None, paper: Fields, *, convolutions: bool =
         paper: the setting of the paper.
         convolutions: whether the study is about a net with convolutions; digits are then taken as images.
 
-    Raises ValueError for another scale, and for data that the small scale has no net for.
+    At the small scale data that have no setting of their own take that of the digits.
+
+    Raises ValueError for another scale.
     """
     if scale not in SCALES:
         raise ValueError(f"unknown scale {scale!r}: choose one of {', '.join(SCALES)}")
@@ -97,10 +99,8 @@ def setting(scale: str, data: str | None, paper: Fields, *, convolutions: bool =
         return {**paper, **({} if data is None else {"data": data})}
     name = "digits" if data is None else data
     name = "digits-images" if convolutions and name == "digits" else name
-    known = {"cifar10": "cifar10-jpeg"}.get(name, name)
-    if known not in SMALL:
-        raise ValueError(f"the small scale is for {', '.join(SMALL)} and cifar10, given data {name!r}")
-    return {**SMALL[known], "data": name}
+    usual = SMALL["digits-images" if convolutions else "digits"]
+    return {**SMALL.get({"cifar10": "cifar10-jpeg"}.get(name, name), usual), "data": name}
 
 
 def grid(base: Fields, rows: Sequence[Fields], sparsities: Iterable[float], seeds: int) -> list[RunConfig]:

@@ -137,6 +137,8 @@ def problems(
         raise ValueError(f"the data to tune on are named by the study, {name!r}: leave out --data {data}")
     else:
         base = setting(scale, None if name == "cifar10" and scale == "paper" else name, CIFAR_10)
+        if not base.get("validation") and base["data"] not in VALIDATION:
+            raise ValueError(f"there are searches on {', '.join(VALIDATION)}, given data {name!r}: choose one of them")
         base["validation"] = base.get("validation") or VALIDATION[base["data"]]
     found = []
     for distribution in distributions or BOTH:
