@@ -133,7 +133,7 @@ def planned(options: Study, name: str, out: Path | None) -> Plan:
         os.environ["REGROW_DATA"] = str(options.data_dir.resolve())  # the workers inherit it
     data = _data(options, name)
     own = {"model": options.model, "method": options.method}
-    runs = study_runs(name, options.seeds, options.scale, data, **own)
+    runs = study_runs(name, options.seeds, options.scale, data, model=options.model, method=options.method)
     storage = usual_storage(runs, options.device) if options.storage is None else options.storage
     precision = _precision(options)
     if storage != "dense" or precision is not None:
