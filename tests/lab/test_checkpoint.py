@@ -21,7 +21,7 @@ from regrow_lab.config import RunConfig
 from regrow_lab.run import checkpoint, checkpoint_files
 from regrow_lab.run.resumable import train
 from regrow_lab.run.training import Training
-from regrow_lab.store import folders
+from regrow_lab.store import folders, whole_files
 
 CPU = torch.device("cpu")
 RIGL = RunConfig(method="rigl", sparsity=0.5, epochs=2, every=5)
@@ -320,7 +320,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(tmp_path: Path, monk
 
     monkeypatch.setattr(checkpoint_files, "write_whole", full)
     with pytest.raises(
-        folders.NotWrittenError, match=r"checkpoint.pt could not be written \(No space left on device\)"
+        whole_files.NotWrittenError, match=r"checkpoint.pt could not be written \(No space left on device\)"
     ):
         train(RIGL, tmp_path, checkpoint_seconds=0)
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.pt", "config.json", "metrics.jsonl"]

@@ -17,7 +17,7 @@ from regrow_lab.commands.cli import Flops, _without_box, main
 from regrow_lab.commands.study import WITHOUT_FILES
 from regrow_lab.config import RunConfig
 from regrow_lab.data import DATASETS
-from regrow_lab.store import folders
+from regrow_lab.store import folders, whole_files
 from regrow_lab.studies import STUDIES
 
 TINY = [RunConfig(epochs=1), RunConfig(method="rigl", sparsity=0.5, epochs=1)]
@@ -265,7 +265,7 @@ def test_a_finished_study_is_reported_without_its_data(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     store_run(Path("OUT"), "dense", 0.0, model=CIFAR.model, data=CIFAR.data, epochs=CIFAR.epochs)
-    folders.write_json(Path("OUT/study.json"), {"study": "digits", "seeds": 3})
+    whole_files.write_json(Path("OUT/study.json"), {"study": "digits", "seeds": 3})
     monkeypatch.setitem(STUDIES, "digits", made_study("digits", [CIFAR]))
     assert main(["study", "digits", "--storage", "dense", "--workers", "1", "--out", "OUT"]) == 0
     out, error = capfd.readouterr()
@@ -322,7 +322,7 @@ def test_a_result_that_cannot_be_read_names_the_command_that_makes_it_anew(
     monkeypatch.chdir(tmp_path)
     folder = a_run_whose_result_is_damaged(Path("OUT"))
     if study is not None:
-        folders.write_json(Path("OUT/study.json"), study)
+        whole_files.write_json(Path("OUT/study.json"), study)
     assert main(["report", "OUT"]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"regrow: {folder / 'result.json'} is not readable JSON (")
@@ -341,7 +341,7 @@ def test_that_command_does_so(
     assert capsys.readouterr().err.endswith(": delete it, and the same command makes it anew\n")
     (folder / "result.json").unlink()
     assert main(command.split()[1:]) == 0
-    assert folders.read_json(folder / "result.json")["status"] == "finished"
+    assert whole_files.read_json(folder / "result.json")["status"] == "finished"
     assert main(["report", "OUT"]) == 0
 
 
@@ -432,7 +432,7 @@ def test_train_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(command) == 0
     config = RunConfig(method="rigl", sparsity=0.5, epochs=2)
     folder = folders.run_folder(Path(out), config)
-    result = folders.read_json(folder / "result.json")
+    result = whole_files.read_json(folder / "result.json")
     first, second, last, where = capsys.readouterr().out.splitlines()
     assert first.startswith("epoch   1/2  step 21  loss 2.")
     assert second.startswith("epoch   2/2  step 42  loss ")
@@ -442,7 +442,7 @@ def test_train_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
     assert main(command) == 0
     assert capsys.readouterr().out.startswith(f"{config.run_id}  test accuracy")
-    assert folders.read_json(folder / "result.json") == result
+    assert whole_files.read_json(folder / "result.json") == result
 
     assert main(["report", out]) == 0
     assert "RigL" in capsys.readouterr().out
@@ -463,7 +463,7 @@ def test_study(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert f"[1/2] {TINY[0].run_id}" in said.out
     assert "2 runs: 0 finished before, 2 now in " in said.out
     assert said.err == ""
-    assert folders.read_json(out / "study.json")["study"] == "digits"
+    assert whole_files.read_json(out / "study.json")["study"] == "digits"
     assert any((out / "report").iterdir())
     assert main(command) == 0
     assert "2 runs: 2 finished before, 0 now in " in capfd.readouterr().out
@@ -478,7 +478,7 @@ def test_auto_is_bf16_where_the_device_gains_from_it(
     out = tmp_path / "digits"
     command = ["study", "digits", "--workers", "1", "--seeds", "1", "--precision", "auto", "--out", str(out)]
     assert main(command) == 0
-    assert folders.read_json(out / "study.json")["precision"] == precision
+    assert whole_files.read_json(out / "study.json")["precision"] == precision
     assert {run.config["precision"] for run in folders.read_runs(out)} == {precision}
 
 

@@ -20,7 +20,7 @@ from regrow_lab.commands.cli import main
 from regrow_lab.config import RunConfig, data_name
 from regrow_lab.launch.progress import PlainProgress
 from regrow_lab.report.plain_tables import Grid, to_csv, to_markdown
-from regrow_lab.store import folders
+from regrow_lab.store import whole_files
 from regrow_lab.store.escaping import file_name, in_csv, in_markdown, one_line
 from regrow_lab.studies.reports import report_folder, write_claims
 
@@ -68,8 +68,8 @@ def hostile(tmp_path: Path) -> Path:
         layers = {"<b>fc$x$</b>\x1b[2J": 0.1, "$\\frac{$": 0.1}
         told = {"machine": f"{HOSTILE}\x1b[31m\u202e", "torch": "<script>\n# head", "densities": layers}
         folder = store_run(tmp_path, seed=seed, model="x", result=told)
-        fields = folders.read_json(folder / "config.json") | {"model": model, "data": "../../../out"}
-        folders.write_json(folder / "config.json", fields)
+        fields = whole_files.read_json(folder / "config.json") | {"model": model, "data": "../../../out"}
+        whole_files.write_json(folder / "config.json", fields)
     return tmp_path
 
 

@@ -15,7 +15,7 @@ from regrow_lab.report.summary import summarise
 from regrow_lab.run import checkpoint, checkpoint_files
 from regrow_lab.run.build import net_of
 from regrow_lab.run.training import Training
-from regrow_lab.store import folders
+from regrow_lab.store import folders, whole_files
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 VERSIONS = sorted(FIXTURES.glob("schema-*"))
@@ -26,7 +26,7 @@ STAGES = sorted(FIXTURES.glob("stages-*"))
 
 def test_every_schema_has_its_files() -> None:
     assert [path.name for path in STAGES] == [f"stages-{number}" for number in range(1, SCHEMA + 1)]
-    assert [path.name for path in VERSIONS] == [f"schema-{number}" for number in range(1, folders.SCHEMA + 1)]
+    assert [path.name for path in VERSIONS] == [f"schema-{number}" for number in range(1, whole_files.SCHEMA + 1)]
 
 
 @pytest.mark.parametrize("folder", VERSIONS, ids=lambda path: path.name)
@@ -46,7 +46,7 @@ def test_every_file_says_its_schema(folder: Path) -> None:
 @pytest.mark.parametrize("folder", VERSIONS, ids=lambda path: path.name)
 def test_a_finished_run_is_read(folder: Path, tmp_path: Path) -> None:
     run = folders.read_run(folder / "run")
-    assert RunConfig.from_dict({key: value for key, value in run.config.items() if key != "schema"}) == RUN
+    assert RunConfig.from_dict(run.config) == RUN
     assert [row["epoch"] for row in run.metrics] == [1, 2]
     [summary] = summarise([run])
     assert summary.mean == run.result["test_accuracy"]  # type: ignore[index]

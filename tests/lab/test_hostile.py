@@ -33,7 +33,7 @@ from regrow_lab.data.source import Decoded, Source, md5_of
 from regrow_lab.launch import slurm
 from regrow_lab.run import checkpoint_files
 from regrow_lab.run.starting_point import Origin
-from regrow_lab.store import folders
+from regrow_lab.store import folders, whole_files
 
 EXTREMES = (
     b"\0" * 8,
@@ -143,7 +143,7 @@ def test_what_is_no_file_is_refused_at_every_door(name: str, trap: str, tmp_path
     try:
         with within(60):
             PATHS[name](path)
-    except (ValueError, folders.NotWrittenError) as error:
+    except (ValueError, whole_files.NotWrittenError) as error:
         said = str(error)
     assert said is None or str(tmp_path) in said
     assert said is not None or trap in ("loop", "ring")  # a way that leads nowhere is taken for nothing
@@ -162,7 +162,7 @@ def test_a_cache_that_is_no_file_is_made_again(trap: str, tmp_path: Path) -> Non
         ("study.json", b'{"schema": 1, "study": "digits", "seeds": 1000000000000000000}', "seeds is 10"),
         ("study.json", b'{"schema": 1, "study": "digits", "seeds": 1e999}', "1e999 is no finite number"),
         ("study.json", b"[" * 10**6, "it is nested too deeply"),
-        ("runs/one/metrics.jsonl", b"\xff\n", "metrics.jsonl has a line that is no JSON"),
+        ("runs/one/metrics.jsonl", b"\xff\n", "metrics.jsonl, line 1 is no JSON"),
         ("runs/one/result.json", b'{"schema": 1, "seconds": NaN}', "result.json is not readable JSON"),
         ("runs/one/config.json", b'{"schema": 1, "seed": -1}', "config.json is damaged: seed must be 0 or more"),
     ],

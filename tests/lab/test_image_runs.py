@@ -19,7 +19,7 @@ from regrow_lab.run.build import net_of
 from regrow_lab.run.evaluation import evaluate
 from regrow_lab.run.resumable import train
 from regrow_lab.run.training import Training
-from regrow_lab.store import folders
+from regrow_lab.store import folders, whole_files
 
 CPU = torch.device("cpu")
 OF_THE_MOMENT = ("seconds", "samples_per_second", "peak_memory_mib", "date")
@@ -69,7 +69,7 @@ def stop_before_step(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 def outcome(directory: Path, config: RunConfig) -> tuple[str, dict[str, Any], dict[str, Any]]:
     folder = folders.run_folder(directory, config)
     result = {
-        key: value for key, value in folders.read_json(folder / "result.json").items() if key not in OF_THE_MOMENT
+        key: value for key, value in whole_files.read_json(folder / "result.json").items() if key not in OF_THE_MOMENT
     }
     return (
         (folder / "metrics.jsonl").read_text(),
@@ -103,7 +103,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
 ) -> None:
     config = RUNS[name]
     assert_stops_do_no_harm(config, tmp_path / "whole", tmp_path / "stopped", monkeypatch)
-    result = folders.read_json(folders.run_folder(tmp_path / "whole", config) / "result.json")
+    result = whole_files.read_json(folders.run_folder(tmp_path / "whole", config) / "result.json")
     assert result["status"] == "finished"
     assert result["sparsity"] == pytest.approx(config.sparsity, abs=0.01)
     assert (

@@ -18,7 +18,7 @@ from regrow_lab.launch import local as launching
 from regrow_lab.launch.progress import LiveProgress, PlainProgress, progress_for
 from regrow_lab.launch.slurm import _Watch
 from regrow_lab.run.resumable import train
-from regrow_lab.store import folders
+from regrow_lab.store import folders, whole_files
 
 RUNS = [RunConfig(method="rigl", sparsity=0.5, epochs=1, seed=seed) for seed in range(5)]
 
@@ -111,7 +111,7 @@ def test_runs_that_are_asked_for_later_get_jobs_of_slurm_too(tmp_path: Path) -> 
                 folders.run_folder(tmp_path, run).mkdir(parents=True)
                 result = {"status": "finished", "test_accuracy": 90.0, "diverged_at": None}
                 result |= {"train_ratio": 1.0, "seconds": 1.0}
-                folders.write_json(folders.run_folder(tmp_path, run) / "result.json", result)
+                whole_files.write_json(folders.run_folder(tmp_path, run) / "result.json", result)
 
     outcome, left = Outcome(), [RUNS[2:3], RUNS[1:2]]
     watch = Watch(Slurm(), tmp_path, Recorder(), outcome, RUNS[:1], lambda outcome: left.pop() if left else [])

@@ -24,7 +24,7 @@ from regrow_lab.run.measurements import result_of
 from regrow_lab.run.resumable import train
 from regrow_lab.run.starting_point import Origin
 from regrow_lab.run.training import Training
-from regrow_lab.store import folders
+from regrow_lab.store import folders, whole_files
 
 CPU = torch.device("cpu")
 SHORT: dict[str, Any] = {"epochs": 2, "every": 5}
@@ -263,7 +263,7 @@ def test_the_order_of_the_data_parts_at_the_rewind_step() -> None:
 def test_the_line_goes_from_the_run_that_kept_its_order_to_this_one(config: RunConfig, tmp_path: Path) -> None:
     result = train(config, tmp_path)
     assert config.prerequisite is not None
-    base = folders.read_json(folders.run_folder(tmp_path, config.prerequisite) / "result.json")
+    base = whole_files.read_json(folders.run_folder(tmp_path, config.prerequisite) / "result.json")
     errors = result["line"]["errors"]
     assert errors[0] == pytest.approx(100 - base["test_accuracy"])
     assert errors[-1] == pytest.approx(100 - result["test_accuracy"])

@@ -16,7 +16,7 @@ from regrow_lab.launch import Torchrun, torchrun
 from regrow_lab.launch.progress import PlainProgress
 from regrow_lab.run import checkpoint_files
 from regrow_lab.run.resumable import train
-from regrow_lab.store import folders
+from regrow_lab.store import folders, whole_files
 
 RUN = RunConfig(method="rigl", sparsity=0.9, epochs=8, every=5)
 
@@ -31,7 +31,7 @@ def test_two_processes_make_the_run_of_one(tmp_path: Path) -> None:
     outcome = Torchrun(processes=2).launch([RUN], tmp_path / "two", PlainProgress.__new__(Quiet))
     assert outcome.failed == {}
     assert outcome.finished == 1
-    together = folders.read_json(folders.run_folder(tmp_path / "two", RUN) / "result.json")
+    together = whole_files.read_json(folders.run_folder(tmp_path / "two", RUN) / "result.json")
     assert together["machine"].endswith("2 processes")
     assert together["test_loss"] == pytest.approx(alone["test_loss"], rel=1e-3)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
@@ -55,7 +55,7 @@ def test_with_batch_norm_the_processes_agree_though_not_with_one_process(tmp_pat
     # A run whose processes end with different masks, or masks and weights that do not fit, is not finished.
     outcome = Torchrun(processes=2).launch([run], tmp_path / "two", PlainProgress.__new__(Quiet))
     assert (outcome.finished, outcome.failed) == (1, {})
-    together = folders.read_json(folders.run_folder(tmp_path / "two", run) / "result.json")
+    together = whole_files.read_json(folders.run_folder(tmp_path / "two", run) / "result.json")
     assert together["updates"] == alone["updates"] > 5
     one, two = weights(tmp_path / "one", run), weights(tmp_path / "two", run)
     for name, mask in one["masks"].items():
@@ -177,7 +177,7 @@ def test_a_run_that_another_process_takes_is_waited_for(
         def note(self, line: str) -> None:
             said.append(line)
             if "waiting for it" in line:
-                folders.write_json(folder / "result.json", ENDED)
+                whole_files.write_json(folder / "result.json", ENDED)
                 another.close()
 
     monkeypatch.setattr(torchrun, "_run", is_refused)

@@ -19,7 +19,7 @@ from regrow_lab.run.build import net_of
 from regrow_lab.run.data_order import data_order
 from regrow_lab.run.resumable import train
 from regrow_lab.run.training import Training
-from regrow_lab.store import folders
+from regrow_lab.store import folders, whole_files
 
 SHORT = {"epochs": 2, "every": 5}  # 42 steps
 METHODS = [
@@ -60,7 +60,9 @@ def outcome(directory: Path, config: RunConfig) -> tuple[str, dict[str, Any], di
     folder = folders.run_folder(directory, config)
     assert {path.name for path in folder.iterdir()} == {"config.json", "metrics.jsonl", "result.json", "weights.pt"}
     result = {
-        name: value for name, value in folders.read_json(folder / "result.json").items() if name not in OF_THE_MOMENT
+        name: value
+        for name, value in whole_files.read_json(folder / "result.json").items()
+        if name not in OF_THE_MOMENT
     }
     return (
         (folder / "metrics.jsonl").read_text(),
@@ -94,7 +96,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_is_stored_with_its_result(whole: Path, config: RunConfig) -> None:
     stored = folders.read_run(folders.run_folder(whole, config))
     assert stored.result is not None
-    assert stored.config == {"schema": 1, **config.to_dict()}
+    assert stored.config == config.to_dict()
     assert stored.result["status"] == "finished"
     assert stored.result["diverged_at"] is None
     assert 15 < stored.result["test_accuracy"] <= 100
@@ -107,7 +109,7 @@ def test_a_run_is_stored_with_its_result(whole: Path, config: RunConfig) -> None
 
 @pytest.mark.parametrize("config", METHODS, ids=lambda config: config.method)
 def test_sparsity_and_flops_are_the_methods_own(whole: Path, config: RunConfig) -> None:
-    result = folders.read_json(folders.run_folder(whole, config) / "result.json")
+    result = whole_files.read_json(folders.run_folder(whole, config) / "result.json")
     forward, mean = result["sparse_flops"] / 100_400, result["mean_sparse_flops"] / 100_400
     assert result["test_ratio"] == pytest.approx(forward, abs=1e-5)
     assert result["sparsity"] == pytest.approx(config.sparsity, abs=0.01)
@@ -151,7 +153,7 @@ def test_the_stored_weights_are_the_net_that_was_tested(whole: Path) -> None:
 
 def test_a_finished_run_is_not_trained_again(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stop_before_step(monkeypatch, 0)
-    assert train(RIGL, whole) == folders.read_json(folders.run_folder(whole, RIGL) / "result.json")
+    assert train(RIGL, whole) == whole_files.read_json(folders.run_folder(whole, RIGL) / "result.json")
 
 
 @pytest.mark.parametrize("config", METHODS, ids=lambda config: config.method)

@@ -31,7 +31,7 @@ from regrow_lab.commands.tune.trials import PROBLEM as ATTRIBUTE
 from regrow_lab.commands.tune.trials import Search, SearchError, is_hopeless
 from regrow_lab.launch import Outcome
 from regrow_lab.launch.progress import SearchProgress
-from regrow_lab.store import folders
+from regrow_lab.store import whole_files
 from regrow_lab.studies import study_runs
 from regrow_lab.studies.table4 import REFERENCE, problems
 
@@ -464,7 +464,7 @@ def test_a_file_that_holds_no_trials_is_refused_with_its_remedy(
 
 
 def test_one_folder_has_one_number_of_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folders.write_json(tmp_path / "study.json", {"study": "tune-digits", "seeds": 5})
+    whole_files.write_json(tmp_path / "study.json", {"study": "tune-digits", "seeds": 5})
     before = (tmp_path / "study.json").read_bytes()
     assert main(["tune", "digits", "--seeds", "3", "--name", "three", "--out", str(tmp_path)]) == 2
     said = capsys.readouterr().err

@@ -16,7 +16,7 @@ from stored import store_run
 from regrow_lab.commands.cli import main
 from regrow_lab.commands.tune.search_report import Trial, Trials, picture, searches, table_4, write_tuning_report
 from regrow_lab.report import plain_tables
-from regrow_lab.store import folders
+from regrow_lab.store import folders, whole_files
 
 RESULTS = Path(__file__).parents[2] / "results" / "tune-digits"
 
@@ -27,7 +27,7 @@ def store_search(out: Path, scores: dict[tuple[float, int], float]) -> None:
             result = {"validation_accuracy": score + seed, "validation_loss": 0.1}
             settings = {"drop_fraction": alpha, "every": every, "validation": 130}
             store_run(out, "rigl", 0.9, score - 1 + seed, seed, "erk", result, **settings)
-    folders.write_json(
+    whole_files.write_json(
         out / "study.json", {"study": "tune-digits", "seeds": 3, "reference": {"alpha": 0.3, "every": 20}}
     )
 
@@ -100,7 +100,7 @@ def test_a_search_without_its_reference_is_one_line(
     reference: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store_run(tmp_path, validation=130)
-    folders.write_json(tmp_path / "study.json", {"study": "tune-digits", "seeds": 1, **reference})
+    whole_files.write_json(tmp_path / "study.json", {"study": "tune-digits", "seeds": 1, **reference})
     assert main(["report", str(tmp_path)]) == 2
     assert "study.json does not say the reference (alpha, dT) of the search: give" in capsys.readouterr().err
     assert not (tmp_path / "report").exists()

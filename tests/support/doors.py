@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import pickle
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from regrow_lab.report.summary import summarise
 from regrow_lab.run import checkpoint, checkpoint_files
 from regrow_lab.run.training import Training
 from regrow_lab.store import folders
+from regrow_lab.store.packed import packed_runs
 
 RIGL = RunConfig(method="rigl", sparsity=0.5)
 FOLDER = Path(tempfile.mkdtemp(prefix="doors-"))
@@ -71,13 +73,27 @@ def put_in_place(path: Path, content: bytes) -> Iterator[None]:
         path.write_bytes(good)
 
 
+def packed(name: str, compress: Callable[[bytes], bytes]) -> Door:
+    directory = FOLDER / f"packed-{name}"
+
+    def good() -> bytes:
+        shutil.copytree(run_folder(), directory / "runs" / run_folder().name, dirs_exist_ok=True)
+        return compress(folders.pack(directory).path.read_bytes())
+
+    def read(content: bytes) -> object:
+        directory.mkdir(exist_ok=True)
+        (directory / name).write_bytes(content)
+        return summarise(packed_runs(directory).values())
+
+    return Door(good, read)
+
+
 def of_a_run(name: str) -> Door:
     def read(content: bytes) -> object:
         folder = run_folder()
         with put_in_place(folder / name, content):
             run = folders.read_run(folder)
-            config = {key: value for key, value in run.config.items() if key != "schema"}
-            return summarise([run]), RunConfig.from_dict(config)
+            return summarise([run]), RunConfig.from_dict(run.config)
 
     return Door(lambda: (run_folder() / name).read_bytes(), read)
 
@@ -178,6 +194,8 @@ DOORS = {
     "config.json": of_a_run("config.json"),
     "result.json": of_a_run("result.json"),
     "metrics.jsonl": of_a_run("metrics.jsonl"),
+    "runs.jsonl": packed("runs.jsonl", lambda content: content),
+    "runs.jsonl.gz": packed("runs.jsonl.gz", lambda content: gzip.compress(content, mtime=0)),
     "CIFAR, python form": Door(a_batch, lambda content: cifar._decode(cifar.CIFAR_10[1], content, "batch")),
     "CIFAR, binary form": Door(
         lambda: bytes(2 * 3073), lambda content: cifar._decode(cifar.CIFAR_10[0], content, "batch")

@@ -34,7 +34,7 @@ from regrow_lab.run import checkpoint, checkpoint_files, training
 from regrow_lab.run import resumable as train_module
 from regrow_lab.run.measurements import result_of
 from regrow_lab.run.resumable import train
-from regrow_lab.store import folders
+from regrow_lab.store import folders, whole_files
 
 SHORT: dict[str, Any] = {"epochs": 3, "every": 3, "batch_size": 256}  # 18 steps
 RUNS = (
@@ -102,7 +102,7 @@ def at_a_file(name: str, stage: str) -> Callable[[int], None]:
     """While a file is written: half of it there, all of it beside its place, or in its place."""
 
     def arm(count: int) -> None:
-        original, moment = folders.write_whole, at(1 if name != "checkpoint.pt" else count, die)
+        original, moment = whole_files.write_whole, at(1 if name != "checkpoint.pt" else count, die)
 
         def write_whole(path: Path, write: Callable[[Any], Any]) -> None:
             def half(file: Any) -> None:
@@ -119,7 +119,7 @@ def at_a_file(name: str, stage: str) -> Callable[[int], None]:
             if ours and stage == "after":
                 moment()
 
-        folders.write_whole = checkpoint_files.write_whole = write_whole  # type: ignore[assignment]
+        whole_files.write_whole = checkpoint_files.write_whole = write_whole  # type: ignore[assignment]
 
     return arm
 
@@ -132,7 +132,7 @@ def in_a_line(_: int) -> None:
             file.write(json.dumps(row)[:20])
         die()
 
-    folders.append_line = append_line
+    whole_files.append_line = append_line
 
 
 def full_disk(count: int) -> None:
@@ -175,7 +175,7 @@ def attempt(config: RunConfig, folder: Path, arm: Callable[[int], None] | None, 
                 train(config, folder, checkpoint_seconds=0, keep_weights=True, stopping=lambda: signalled() != 0)
         except folders.StoppedError:
             os._exit(signals.TERMINATED)
-        except folders.NotWrittenError as error:
+        except whole_files.NotWrittenError as error:
             os._exit(FULL_DISK if "what was there before is whole" in str(error) else 1)
         except BaseException as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
@@ -201,7 +201,7 @@ def keeping(folder: Path) -> Callable[[training.Training], dict[str, Any]]:
 
 def left_behind(config: RunConfig, folder: Path) -> tuple[Any, ...]:
     run = folders.run_folder(folder, config)
-    result = {k: v for k, v in folders.read_json(run / "result.json").items() if k not in OF_THE_MOMENT}
+    result = {k: v for k, v in whole_files.read_json(run / "result.json").items() if k not in OF_THE_MOMENT}
     files = sorted(path.name for path in run.iterdir())
     weights = checkpoint_files.load(run / "weights.pt", checkpoint_files.WEIGHTS)
     return files, result, (run / "metrics.jsonl").read_text(), weights, checkpoint_files.load(folder / "end.pt", "end")

@@ -19,7 +19,7 @@ from regrow_lab.commands.tune.trials import Settings
 from regrow_lab.config import RunConfig
 from regrow_lab.launch.outcome import More, Outcome, no_more
 from regrow_lab.launch.progress import Progress, SearchProgress
-from regrow_lab.store import folders
+from regrow_lab.store import folders, whole_files
 from regrow_lab.studies.table4 import Problem
 
 TRIALS = 5
@@ -71,7 +71,7 @@ class Instant:
             result |= {"test_accuracy": score, "validation_accuracy": score, "train_ratio": 1.0, "seconds": 1.0}
             folder.mkdir(parents=True, exist_ok=True)
             folders.write_config(folder, run)
-            folders.write_json(folder / "result.json", result)
+            whole_files.write_json(folder / "result.json", result)
             self.trained.append(run.run_id)
             outcome.count(run, result)
             progress.run(None, run, result)

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from regrow_lab.config import RunConfig
-from regrow_lab.store.folders import run_folder, write_json
+from regrow_lab.store.folders import run_folder
+from regrow_lab.store.whole_files import write_json
 from regrow_lab.studies import Study
 
 LAYERS = {"fc1.weight": 19_200, "fc2.weight": 30_000, "fc3.weight": 1_000}

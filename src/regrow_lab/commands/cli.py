@@ -24,7 +24,7 @@ from regrow_lab.commands.train import Train
 from regrow_lab.commands.tune.command import Tune
 from regrow_lab.config import RunConfig
 from regrow_lab.methods import method_of
-from regrow_lab.store import folders
+from regrow_lab.store import folders, whole_files
 from regrow_lab.store.escaping import complain
 
 # torch takes seconds to import: only a command that needs it imports it, inside its run().
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = _parse(arguments).run()
         sys.stdout.flush()
         return code
-    except (folders.NotWrittenError, folders.LostError) as error:
+    except (whole_files.NotWrittenError, folders.LostError, folders.ClaimedError) as error:
         complain(error)
         return 1
     except BrokenPipeError:  # whoever read the output has ended

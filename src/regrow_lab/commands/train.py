@@ -15,7 +15,7 @@ from regrow_lab.commands.signals import asking_to_stop, exit_code
 from regrow_lab.config import RunConfig, check_seconds
 from regrow_lab.launch.progress import epoch_lines, outcome
 from regrow_lab.methods import method_of
-from regrow_lab.store import folders
+from regrow_lab.store import folders, whole_files
 from regrow_lab.store.escaping import complain
 
 MOST_THREADS = 1024
@@ -68,7 +68,7 @@ class Train:
                     pulse=pulse,
                     stopping=lambda: signalled() != 0,
                 )
-        except (folders.ClaimedError, folders.NotWrittenError) as error:
+        except (folders.ClaimedError, whole_files.NotWrittenError) as error:
             complain(error)
             return 1
         except folders.StoppedError as stopped:

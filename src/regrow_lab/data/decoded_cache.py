@@ -15,7 +15,7 @@ from torch import Tensor
 
 from regrow_files import check_readable
 from regrow_lab.data.source import Decoded, Source, fingerprint
-from regrow_lab.store.folders import read_json, write_json, write_whole
+from regrow_lab.store.whole_files import read_json, write_json, write_whole
 
 SCHEMA = 3  # 1 cut images of 16 bits off at 255; 2 told the channels of each part by itself, and lost GIF in unpacking
 

@@ -24,7 +24,7 @@ from regrow_lab.data.folder import (
     pixels_of,
 )
 from regrow_lab.data.source import Decoded, Source, with_fewest_channels
-from regrow_lab.store.folders import read_json, write_json
+from regrow_lab.store.whole_files import read_json, write_json
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "fine_label", "labels")

@@ -23,7 +23,7 @@ from typing import Any
 from regrow_lab.config import RunConfig
 from regrow_lab.launch.outcome import CLAIMED_SECONDS, TRIES, More, Outcome, WorkerError, no_more, unfinished
 from regrow_lab.launch.progress import Progress
-from regrow_lab.store import folders
+from regrow_lab.store import folders, whole_files
 
 MESSAGE_SECONDS = 0.25
 """Time between two messages of a worker about the run it has in hand."""
@@ -279,7 +279,7 @@ def _work(connection: Connection, device: str, directory: Path, checkpoint_secon
         except folders.ClaimedError as claimed:
             time.sleep(CLAIMED_SECONDS)
             connection.send(("claimed", str(claimed)))
-        except (ValueError, folders.NotWrittenError) as error:
+        except (ValueError, whole_files.NotWrittenError) as error:
             connection.send(("failed", str(error)))
         except Exception as error:  # one run may raise anything, and the others go on
             connection.send(("failed", _in_words(error, folders.run_folder(directory, config))))
@@ -293,7 +293,7 @@ def _in_words(error: Exception, folder: Path) -> str:
     said, path = f"{type(error).__name__}: {error}", folder / "error.txt"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        folders.write_whole(
+        whole_files.write_whole(
             path, lambda file: file.write("".join(traceback.format_exception(error)).encode(errors="backslashreplace"))
         )
     except OSError:

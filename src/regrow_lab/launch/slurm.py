@@ -23,7 +23,7 @@ from regrow_lab.launch.outcome import TRIES, More, Outcome, WorkerError, no_more
 from regrow_lab.launch.progress import Progress
 from regrow_lab.launch.shards import deal
 from regrow_lab.launch.slurm_job import Share, outcome_file
-from regrow_lab.store import folders
+from regrow_lab.store import folders, whole_files
 
 TIMEOUTS = 1000
 """How often a job is queued again that came to its time limit; each time it goes on from its checkpoints."""
@@ -259,7 +259,7 @@ class _Watch:
             submitted = self.launcher.submit(shares, self.directory, base and base * 2**starved)
             jobs = {job: [run.run_id for run in shares[number]] for job, number in submitted.items()}
             array = next(iter(jobs)).split("_")[0]
-            folders.write_json(self.directory / "slurm" / f"array-{array}.json", {"jobs": jobs})
+            whole_files.write_json(self.directory / "slurm" / f"array-{array}.json", {"jobs": jobs})
             self.jobs |= jobs
             self.alive |= jobs.keys()
             self.progress.note(f"SLURM job {array}: {sum(map(len, shares))} runs in {len(shares)} tasks")
@@ -310,7 +310,7 @@ def _recorded_jobs(directory: Path) -> dict[str, list[str]]:
 
 def _table(path: Path, name: str) -> dict[str, Any]:
     """What such a file says of each job or run. Raises ValueError if it says nothing of the kind."""
-    found = folders.read_json(path).get(name)
+    found = whole_files.read_json(path).get(name)
     if not isinstance(found, dict) or not all(
         isinstance(each, (str, list)) and "/" not in key for key, each in found.items()
     ):

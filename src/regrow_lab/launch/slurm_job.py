@@ -15,7 +15,7 @@ from rich.console import Console
 from regrow_lab.config import RunConfig
 from regrow_lab.launch.local import Local
 from regrow_lab.launch.progress import PlainProgress
-from regrow_lab.store import folders
+from regrow_lab.store import whole_files
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Share:
         signal.signal(signal.SIGTERM, _wait_for_the_end)
         outcome = self.pool.launch(runs, self.directory, PlainProgress(Console(width=200)))
         path = outcome_file(self.directory, str(submitit.JobEnvironment().job_id))
-        folders.write_json(path, {"failed": outcome.failed})
+        whole_files.write_json(path, {"failed": outcome.failed})
 
     def checkpoint(self, runs: Sequence[RunConfig]) -> Any:
         """What to do where the job is warned (time limit, preemption): submitit calls this, then queues it again."""

@@ -27,10 +27,10 @@ from regrow_lab.report.renderings import to_csv, to_latex, to_markdown, to_text
 from regrow_lab.report.study_report import Results, StudyReport
 from regrow_lab.report.summary import Summary
 from regrow_lab.report.tables import Table, make_tables
-from regrow_lab.store import folders
+from regrow_lab.store import folders, whole_files
 from regrow_lab.store.command_lines import study_command
 from regrow_lab.store.escaping import file_name, in_markdown
-from regrow_lab.store.folders import StoredRun
+from regrow_lab.store.stored_run import StoredRun
 
 FIGURES = {
     "accuracy_sparsity": ("Accuracy against sparsity", accuracy_against_sparsity),
@@ -104,7 +104,7 @@ def write_report(
         files[f"{name}.pdf"] = _image(figure, "pdf", {"CreationDate": None})
     (directory / "report").mkdir(exist_ok=True)
     for name, content in files.items():
-        folders.write_whole(directory / "report" / name, partial(_write, content))
+        whole_files.write_whole(directory / "report" / name, partial(_write, content))
     width = console.width if console.is_terminal else None
     texts = [to_text(table, width, styled=console.is_terminal) for table in tables]
     telling = [grid for grid in beside if {"paper", "bits/char."} & set(grid.head)]  # the others repeat the table
@@ -208,6 +208,4 @@ def _provenance(runs: Sequence[StoredRun]) -> Iterable[str]:
 def _shared(runs: Sequence[StoredRun]) -> dict[str, Any]:
     """The fields of the configuration that all runs have in common."""
     first, *others = [run.config for run in runs if run.result is not None]
-    shared = {field: value for field, value in first.items() if all(other.get(field) == value for other in others)}
-    shared.pop("schema", None)
-    return shared
+    return {field: value for field, value in first.items() if all(other.get(field) == value for other in others)}

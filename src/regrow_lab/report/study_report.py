@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from regrow_lab.report.paper import Published
 from regrow_lab.report.plain_tables import Grid
 from regrow_lab.report.summary import Summary, summarise
-from regrow_lab.store.folders import StoredRun
+from regrow_lab.store.stored_run import StoredRun
 
 if TYPE_CHECKING:  # a study is known before anything is drawn
     from matplotlib.figure import Figure

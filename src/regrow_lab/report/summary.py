@@ -14,7 +14,7 @@ from typing import Any
 from regrow_lab.config import RunConfig
 from regrow_lab.methods import METHODS, method_of
 from regrow_lab.report.words import distribution_in_words, variant_in_words
-from regrow_lab.store.folders import StoredRun
+from regrow_lab.store.stored_run import StoredRun
 
 GRADIENTS = 0.1
 """Share of the FLOPs of dense gradients at every step up to which a method without a record is sparse throughout."""
@@ -148,7 +148,7 @@ def _place(summary: Summary) -> tuple[Any, ...]:
 def _variants(row: Sequence[StoredRun]) -> list[str]:
     """What sets each run of a row apart beside seed and sparsity; that a field is None is not said."""
     configs = [DEFAULTS | run.config for run in row]  # an older version's runs lack the newer fields
-    fields = {field for config in configs for field in config} - {"seed", "sparsity", "schema"}
+    fields = {field for config in configs for field in config} - {"seed", "sparsity"}
     varying = sorted(field for field in fields if len({repr(config.get(field)) for config in configs}) > 1)
     return [
         ", ".join(f"{field}={config[field]}" for field in varying if config.get(field) is not None)
@@ -167,7 +167,7 @@ def _outcome(run: StoredRun, field: str) -> Any:
 
 def _get(fields: Mapping[str, Any], field: str, run: StoredRun, file: str) -> Any:
     if field not in fields:
-        raise ValueError(f"{run.folder / file} has no field {field!r}: delete the run's folder to have it done again")
+        raise run.lacks(field, file)
     return fields[field]
 
 

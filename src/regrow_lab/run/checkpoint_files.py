@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from regrow.checksummed_files import seal, unseal
-from regrow_lab.store.folders import write_whole
+from regrow_lab.store.whole_files import write_whole
 
 SCHEMA = 1
 CHECKPOINT, WEIGHTS = "checkpoint", "weights"

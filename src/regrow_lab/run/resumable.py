@@ -17,7 +17,7 @@ from regrow_lab.run.machine import device_named
 from regrow_lab.run.measurements import result_of
 from regrow_lab.run.starting_point import Origin, check_end
 from regrow_lab.run.training import Row, Training
-from regrow_lab.store import folders
+from regrow_lab.store import folders, whole_files
 
 FINISHED = -1
 """What the first rank tells the others in place of a step once the run has its result."""
@@ -107,16 +107,16 @@ def train(
                 next_pulse = now + PULSE_SECONDS
 
         metrics = folder / "metrics.jsonl"
-        folders.write_lines(metrics, training.rows)
+        whole_files.write_lines(metrics, training.rows)
         while not training.done:
             row = training.run_epoch(before_step)
-            folders.append_line(metrics, row)
+            whole_files.append_line(metrics, row)
             report(row | {"samples_per_second": training.samples_per_second})
         data_parallel.check_masks(training.weights()["masks"])
         result = result_of(training)
         if keep_weights:
             checkpoint_files.save(folder / "weights.pt", checkpoint_files.WEIGHTS, training.weights())
-        folders.write_json(folder / "result.json", result)
+        whole_files.write_json(folder / "result.json", result)
     data_parallel.told(FINISHED)
     folders.sweep(folder)
     return folders.read_result(folder)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from regrow_lab.config import RunConfig
+from regrow_lab.store.whole_files import read_json
 
 USUAL = {"scale": "small", "data": "", "storage": "dense", "precision": "", "model": "", "method": ""}
 """What a study that does not say it was done with."""
@@ -53,3 +55,15 @@ def train_command(run: RunConfig, directory: Path) -> str:
     'regrow train --epochs 2 --out runs/train'
     """
     return shlex.join(["regrow", "train", *words_of(run), "--out", str(directory)])
+
+
+def maker(directory: Path, config: dict[str, Any] | None = None) -> str:
+    """The command that makes a run under `directory`, as far as what stands on the disk tells."""
+    with suppress(ValueError, TypeError, OSError):
+        path = directory / "study.json"
+        study = read_json(path) if path.exists() else {}
+        if study.get("study"):
+            return f"`{study_command(study, directory)}`"
+        if config is not None:
+            return f"`{train_command(RunConfig.from_dict(config), directory)}`"
+    return "the command that trained it"

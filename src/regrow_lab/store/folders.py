@@ -8,35 +8,29 @@ not at all, so a run may be killed at any moment.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-import secrets
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from regrow_files import TEXT, content_of, json_of, open_file
+from regrow_files import open_file
 from regrow_lab.config import RunConfig
 from regrow_lab.store import schema
-from regrow_lab.store.command_lines import study_command, train_command
+from regrow_lab.store.command_lines import maker
+from regrow_lab.store.packed import PACKED, packed_runs, write_packed
+from regrow_lab.store.stored_run import StoredRun, check_metrics, one_of
+from regrow_lab.store.whole_files import ANEW, read_json, read_lines, write_json, writing
 
-SCHEMA = 1
-DEFAULTS = RunConfig().to_dict()
-PARTS = ("runs", "report", "tune", "slurm", "again", "error.txt")
+PARTS = ("runs", *PACKED, "report", "tune", "slurm", "again", "error.txt")
 """What may stand in the folder of a study beside study.json."""
-ANEW = "delete it, and the same command makes it anew"
 LONGEST_HOLDER = 1000
 
 
 class ClaimedError(Exception):
     """Another process works on this run."""
-
-
-class NotWrittenError(OSError):
-    """A file could not be written: the disk is full, read-only or gone. What stood in its place is as it was."""
 
 
 class StoppedError(Exception):
@@ -47,56 +41,62 @@ class LostError(Exception):
     """Another process of the same run is gone, or cannot be reached."""
 
 
-@dataclass(frozen=True)
-class StoredRun:
-    """One run as it is stored. `metrics` has an entry an epoch; `result` is None while the run is not finished."""
-
-    folder: Path
-    config: dict[str, Any]
-    metrics: list[dict[str, Any]]
-    result: dict[str, Any] | None
-
-
 def run_folder(directory: Path, config: RunConfig) -> Path:
     """Where the run `config` lives under `directory`."""
     return directory / "runs" / config.run_id
 
 
+def holds_runs(directory: Path) -> bool:
+    """Whether the folder is one that runs are stored in, in either form."""
+    return (directory / "runs").is_dir() or any((directory / name).exists() for name in PACKED)
+
+
+def study_folders(directory: Path) -> list[Path]:
+    """The studies right under `directory`, where it is a folder of studies: `regrow study all` makes such a one."""
+    if not directory.is_dir() or holds_runs(directory):
+        return []
+    return sorted(path.parent for path in directory.glob("*/study.json"))
+
+
 def read_runs(directory: Path) -> list[StoredRun]:
     """Every run stored under `directory`, ordered by name; those that have not got as far as config.json are left out.
 
-    Raises ValueError if `directory` holds no runs, a file in it cannot be understood, or a run's result is there twice.
+    Raises ValueError if `directory` holds no runs, a file in it cannot be understood, a run's result is there twice, or
+    what is packed of a run contradicts its folder.
     """
-    runs = directory / "runs"
-    if not runs.is_dir():
+    if not holds_runs(directory):
         raise ValueError(
-            f"{directory} holds no runs (there is no folder {runs}): "
+            f"{directory} holds no runs (there is no folder {directory / 'runs'}, and no {PACKED[0]}): "
             "give a folder that `regrow study` or `regrow train` wrote with --out"
         )
-    found = [read_run(folder) for folder in sorted(runs.iterdir()) if (folder / "config.json").exists()]
-    _refuse_copies(found)
-    return found
+    found = dict(packed_runs(directory))
+    for config in directory.glob("runs/*/config.json"):
+        run = read_run(config.parent)
+        found[run.folder.name] = one_of(found[run.folder.name], run) if run.folder.name in found else run
+    runs = [found[name] for name in sorted(found)]
+    _refuse_copies(runs)
+    return runs
 
 
 def _refuse_copies(runs: Iterable[StoredRun]) -> None:
     """Raise ValueError where two results are of one configuration: a copy would count as another seed."""
-    known: dict[tuple[tuple[str, object], ...], Path] = {}
+    known: dict[tuple[tuple[str, object], ...], StoredRun] = {}
     for run in runs:
         if run.result is not None:
-            # An older version's runs lack the newer fields.
-            fields = (DEFAULTS | run.config | {"schema": None}).items()
             key = tuple(
-                sorted((name, repr(value) if isinstance(value, (dict, list)) else value) for name, value in fields)
-            )
-            if key in known:
-                raise ValueError(
-                    f"{run.folder} holds the same run as {known[key]}, which would count twice: move one of them away"
+                sorted(
+                    (name, repr(value) if isinstance(value, (dict, list)) else value)
+                    for name, value in run.whole_config.items()
                 )
-            known[key] = run.folder
+            )
+            if (other := known.setdefault(key, run)) is not run:
+                raise ValueError(
+                    f"{run.place} holds the same run as {other.place}, which would count twice: move one of them away"
+                )
 
 
 def read_run(folder: Path) -> StoredRun:
-    """The run stored in `folder`, finished or not.
+    """The run in the folder `folder`, finished or not.
 
     Raises ValueError if `folder` is not the folder of a run or a file in it cannot be understood.
     """
@@ -104,39 +104,37 @@ def read_run(folder: Path) -> StoredRun:
         raise ValueError(
             f"{folder} is not a run folder (it has no config.json): give one of the folders under DIR/runs"
         )
-    config = read_json(folder / "config.json", f"delete the run's folder, and {_maker(folder)} does it anew")
+    directory = folder.parent.parent
+    config = read_json(folder / "config.json", f"delete the run's folder, and {maker(directory)} does it anew")
     schema.check_config(folder / "config.json", config)
-    metrics = _read_metrics(folder / "metrics.jsonl")
-    remedy = f"delete it, and {_maker(folder, config)} trains the run anew"
-    result = read_result(folder, remedy) if is_finished(folder) else None
-    if result is not None and metrics is not None:
-        _check_whole(folder / "metrics.jsonl", metrics, result.get("steps"))
-    return StoredRun(folder, config, metrics or [], result)
+    metrics, result = folder / "metrics.jsonl", folder / "result.json"
+    rows = read_lines(metrics, schema.ANEW) if metrics.exists() else []
+    run = StoredRun(folder, config, rows)
+    if not result.exists():
+        return run
+    run = replace(run, result=_result_in(result, f"delete it, and {maker(directory, config)} trains the run anew"))
+    if metrics.exists():
+        check_metrics(metrics, run, "put it back as it was, or delete it, as tables and figures do without it")
+    return run
 
 
-def read_result(folder: Path, remedy: str = ANEW) -> dict[str, Any]:
+def read_result(folder: Path) -> dict[str, Any]:
     """The result of a finished run. Raises ValueError, with the remedy, if it cannot be understood."""
-    result = read_json(folder / "result.json", remedy)
-    schema.check_result(folder / "result.json", result)
+    path = folder / "result.json"
+    if not path.exists() and (packed := packed_runs(folder.parent.parent).get(folder.name)):
+        return dict(packed.result or {})
+    return _result_in(path, ANEW)
+
+
+def _result_in(path: Path, remedy: str) -> dict[str, Any]:
+    result = read_json(path, remedy)
+    schema.check_result(path, result)
     return result
 
 
-def _maker(folder: Path, config: dict[str, Any] | None = None) -> str:
-    """The command that makes the run of a folder, as far as what stands on the disk tells."""
-    directory = folder.parent.parent
-    with suppress(ValueError, TypeError, OSError):
-        study = read_study(directory)
-        if study.get("study"):
-            return f"`{study_command(study, directory)}`"
-        if config is not None:
-            run = RunConfig.from_dict({name: value for name, value in config.items() if name != "schema"})
-            return f"`{train_command(run, directory)}`"
-    return "the command that trained it"
-
-
 def is_finished(folder: Path) -> bool:
-    """Whether the run of `folder` has its result."""
-    return (folder / "result.json").exists()
+    """Whether the run of `folder` has its result, there or in a packed file."""
+    return (folder / "result.json").exists() or folder.name in packed_runs(folder.parent.parent)
 
 
 def write_config(folder: Path, config: RunConfig) -> None:
@@ -147,7 +145,6 @@ def write_config(folder: Path, config: RunConfig) -> None:
         return
     stored = read_json(path)
     schema.check_config(path, stored)
-    stored.pop("schema")
     if RunConfig.from_dict(stored) != config:
         raise ValueError(f"{path} is of another run than {config.run_id}: give another folder with --out")
 
@@ -185,57 +182,6 @@ def open_study(directory: Path, name: str, seeds: int, **settings: Any) -> None:
     write_json(path, {"study": name, "seeds": seeds, **settings})
 
 
-def write_json(path: Path, fields: dict[str, Any]) -> None:
-    """Write `fields` and the schema to `path`, the whole file or nothing of it."""
-    text = json.dumps({"schema": SCHEMA, **fields}, indent=2, allow_nan=False)
-    write_whole(path, lambda file: file.write(f"{text}\n".encode()))
-
-
-def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Have `write` fill a file beside `path`, then put it in the place of `path` in one step.
-
-    Raises NotWrittenError if the disk does not take it; what stood at `path` is as it was.
-    """
-    # On machines and in containers that share the folder another process may have this one's number.
-    beside = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.part")
-    try:
-        with writing(path), beside.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Say of what the disk refuses which file it was, and that nothing is lost."""
-    try:
-        yield
-    except OSError as error:
-        raise NotWrittenError(
-            f"{path} could not be written ({error.strerror or error}): what was there before is whole; make room, then "
-            "the same command goes on from it"
-        ) from error
-
-
-def read_json(path: Path, remedy: str = ANEW) -> dict[str, Any]:
-    """The object that `write_json` wrote. Raises ValueError, with the remedy, if it is broken or of another schema."""
-    content = content_of(path, TEXT)
-    try:
-        fields = json_of(content)
-    except ValueError as error:
-        raise ValueError(f"{path} is not readable JSON ({error}): {remedy}") from None
-    if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
-        given = fields.get("schema") if isinstance(fields, dict) else None
-        raise ValueError(
-            f"{path} has schema {given}, this version reads {SCHEMA}: give a folder that this version wrote"
-        )
-    return fields
-
-
 def read_study(directory: Path) -> dict[str, Any]:
     """The content of study.json; empty where the folder is not that of a study. Raises ValueError if it is damaged."""
     path = directory / "study.json"
@@ -245,50 +191,6 @@ def read_study(directory: Path) -> dict[str, Any]:
     study = read_json(path, remedy)
     schema.check(path, study, schema.STUDY, remedy)
     return study
-
-
-def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Make `path` a file of these rows, a line each, the whole file or nothing of it."""
-    lines = [_line(row).encode() for row in rows]
-    write_whole(path, lambda file: file.writelines(lines))
-
-
-def append_line(path: Path, row: dict[str, Any]) -> None:
-    """Add a row to such a file."""
-    with writing(path), open_file(path, "ab") as file:
-        file.write(_line(row).encode())
-
-
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps({"schema": SCHEMA, **row}) + "\n"
-
-
-def _read_metrics(path: Path) -> list[dict[str, Any]] | None:
-    if not path.exists():
-        return None
-    lines = content_of(path, TEXT).split(b"\n")[:-1]  # what stands behind the last newline was being written
-    try:
-        rows = [json_of(line) for line in lines]
-    except ValueError as error:
-        raise ValueError(
-            f"{path} has a line that is no JSON ({error}): delete the run's folder to have it done again"
-        ) from None
-    if not all(isinstance(row, dict) and row.pop("schema", SCHEMA) == SCHEMA for row in rows):
-        raise ValueError(
-            f"{path} has a line that is no object of schema {SCHEMA}: delete the run's folder to have it done again"
-        )
-    return rows
-
-
-def _check_whole(path: Path, rows: list[dict[str, Any]], steps: int | None) -> None:
-    """Refuse the metrics of a finished run that lack epochs, or have some twice: its result says where it ended."""
-    last = rows[-1].get("step") if rows else 0
-    in_order = [row.get("epoch") for row in rows] == list(range(1, len(rows) + 1))
-    if not in_order or steps not in (None, last):
-        raise ValueError(
-            f"{path} has {len(rows)} lines up to step {last!r:.40}, not the epochs of a run of {steps} steps: "
-            "put it back as it was, or delete it, as tables and figures do without it"
-        )
 
 
 @contextmanager
@@ -346,3 +248,45 @@ def sweep(folder: Path) -> None:
     """Remove what a finished run needs no more: its checkpoint, files that were being written, a dead holder's lock."""
     for leftover in (folder / "checkpoint.pt", folder / "lock", *folder.glob("*.part")):
         leftover.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What packing left: the file, how many runs it holds, and the folders that stay."""
+
+    path: Path
+    runs: int
+    unfinished: int
+    weights: int
+
+    @property
+    def in_words(self) -> str:
+        """In one line."""
+        left = {"unfinished": self.unfinished, "with their weights.pt": self.weights}
+        stays = [f"; {count} {what} stay in {self.path.with_name('runs')}" for what, count in left.items() if count]
+        return f"{self.path}: {self.runs} runs{''.join(stays)}"
+
+
+def pack(directory: Path) -> Packing:
+    """Put every finished run under `directory` into one file, and take away the files of its folder that are in it.
+
+    All that a report or a study needs is in the file. Runs that are under way keep their folders, and weights.pt, which
+    other runs start from, stays where it is. It may be stopped at any moment and called again.
+
+    Raises ValueError, before anything is changed, as :func:`read_runs`, and ClaimedError if another process packs.
+    """
+    read_runs(directory)  # before the lock makes its folder
+    with claim(directory / "runs"):
+        runs = read_runs(directory)
+        finished = [run for run in runs if run.result is not None]
+        path = write_packed(directory, finished)
+        for run in finished:
+            for name in ("metrics.jsonl", "result.json", "config.json"):  # in this order what is left is no other run
+                (run.folder / name).unlink(missing_ok=True)
+            sweep(run.folder)
+            with suppress(OSError):
+                run.folder.rmdir()
+    with suppress(OSError):
+        (directory / "runs").rmdir()
+    weights = sum((run.folder / "weights.pt").exists() for run in finished)
+    return Packing(path, len(finished), len(runs) - len(finished), weights)

@@ -13,6 +13,9 @@ from typing import Any
 from regrow_lab.config import MOST_SEEDS, RunConfig
 
 Kinds = Mapping[str, tuple[type, ...]]
+Place = Path | str
+ANEW = "delete the run's folder to have it done again"
+LINE_ANEW = "put the file back as it was, or delete the line to have the run done again"
 
 LARGEST = 2**63
 LONGEST = {str: 4096, dict: 10_000, list: 1_000_000}
@@ -67,50 +70,48 @@ NEEDED = ("status", "test_accuracy", "diverged_at", "train_ratio", "seconds")
 NUMBERS_ONLY = {"densities": NUMBER, "wall": NUMBER, "sparse_flops_by_epoch": NUMBER}
 
 
-def check(
-    path: Path, fields: Mapping[str, Any], kinds: Kinds, remedy: str = "delete the run's folder to have it done again"
-) -> None:
-    """Refuse a file of which a value is of another kind than it must be; what it lacks or has besides is left alone.
+def check(place: Place, fields: Mapping[str, Any], kinds: Kinds, remedy: str = ANEW) -> None:
+    """Refuse what has a value of another kind than it must be; what it lacks or has besides is left alone.
 
     Raises ValueError that names the value, and what to do.
     """
     for name, kind in kinds.items():
         if name not in fields:
             continue
-        _check_value(path, name, fields[name], kind, remedy)
+        _check_value(place, name, fields[name], kind, remedy)
         if name in NUMBERS_ONLY and fields[name] is not None:
             parts = fields[name].items() if isinstance(fields[name], dict) else enumerate(fields[name])
             for part, value in parts:
-                _check_value(path, f"{name}.{part}", value, NUMBERS_ONLY[name], remedy)
+                _check_value(place, f"{name}.{part}", value, NUMBERS_ONLY[name], remedy)
 
 
-def check_config(path: Path, fields: Mapping[str, Any]) -> None:
+def check_config(place: Place, fields: Mapping[str, Any], remedy: str = ANEW) -> None:
     """The same of a configuration, whose values are those of a run; how its data set is called is left alone."""
-    check(path, fields, CONFIG)
+    check(place, fields, CONFIG, remedy)
     try:
         RunConfig(**{name: fields[name] for name in CONFIG if name in fields and name != "data"})
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}; delete the run's folder to have it done again") from None
+        raise ValueError(f"{place} is damaged: {error}; {remedy}") from None
 
 
-def check_result(path: Path, fields: Mapping[str, Any]) -> None:
+def check_result(place: Place, fields: Mapping[str, Any], remedy: str = ANEW) -> None:
     """The same of a result, which has an accuracy if it says that the run came to its end."""
-    check(path, fields, RESULT)
+    check(place, fields, RESULT, remedy)
     missing = [name for name in NEEDED if name not in fields]
     if missing:
-        raise ValueError(f"{path} has no field {missing[0]!r}: delete the run's folder to have it done again")
+        raise ValueError(f"{place} has no field {missing[0]!r}: {remedy}")
     if fields.get("status") == "finished" and fields.get("test_accuracy") is None:
-        raise ValueError(f"{path} is damaged: a finished run has an accuracy; delete the run's folder to have it anew")
+        raise ValueError(f"{place} is damaged: a finished run has an accuracy; {remedy}")
 
 
-def _check_value(path: Path, name: str, value: Any, kind: tuple[type, ...], remedy: str) -> None:
+def _check_value(place: Place, name: str, value: Any, kind: tuple[type, ...], remedy: str) -> None:
     if type(value) not in kind or (isinstance(value, int) and abs(value) >= LARGEST):
         expected = " or ".join("null" if each is NOTHING else each.__name__ for each in kind)
         given = f"a {type(value).__name__}" if isinstance(value, (dict, list)) else f"{value!r:.40}"
-        raise ValueError(f"{path} is damaged: {name} is {given}, expected {expected}; {remedy}")
+        raise ValueError(f"{place} is damaged: {name} is {given}, expected {expected}; {remedy}")
     if isinstance(value, (str, dict, list)) and len(value) > LONGEST[type(value)]:
-        raise ValueError(f"{path} is damaged: {name} has {len(value):,} entries; {remedy}")
+        raise ValueError(f"{place} is damaged: {name} has {len(value):,} entries; {remedy}")
     low, high = RANGES.get(name.partition(".")[0], (-math.inf, math.inf))
     if type(value) in NUMBER and not low <= value <= high:
         expected = f"{low} or more" if high == LARGEST else f"a number from {low} to {high:,}"
-        raise ValueError(f"{path} is damaged: {name} is {value}, expected {expected}; {remedy}")
+        raise ValueError(f"{place} is damaged: {name} is {value}, expected {expected}; {remedy}")

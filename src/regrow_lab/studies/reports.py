@@ -9,7 +9,7 @@ from rich.console import Console
 from regrow_lab.report.claims import claims_page
 from regrow_lab.report.folder_report import write_report
 from regrow_lab.report.study_report import Results
-from regrow_lab.store import folders
+from regrow_lab.store import folders, whole_files
 from regrow_lab.studies import STUDIES, Study, known_study, study_runs
 
 CLAIMS = "claims.md"
@@ -42,18 +42,11 @@ def report_folder(directory: Path, console: Console | None = None) -> str:
     return write_report(directory, console, study.report, planned)
 
 
-def study_folders(directory: Path) -> list[Path]:
-    """The studies right under `directory`, where it is a folder of studies: `regrow study all` makes such a one."""
-    if not directory.is_dir() or (directory / "runs").is_dir():
-        return []
-    return sorted(path.parent for path in directory.glob("*/study.json"))
-
-
 def write_claims(directory: Path) -> Path:
     """Write claims.md of the studies under `directory`, from their stored runs. Raises ValueError if there are none."""
     cells, scales, known = {}, {}, set()
     studies = dict[str, Study](STUDIES)
-    for folder in study_folders(directory):
+    for folder in folders.study_folders(directory):
         described = folders.read_study(folder)
         what = tuple(described.get(field) for field in ("study", "scale", "data"))
         if what[0] is not None and what in known:
@@ -61,7 +54,7 @@ def write_claims(directory: Path) -> Path:
         known.add(what)
         study = known_study(described.get("study"))
         studies |= {study.name: study} if study else {}
-        results = Results(folders.read_runs(folder) if (folder / "runs").is_dir() else [])
+        results = Results(folders.read_runs(folder) if folders.holds_runs(folder) else [])
         if results.cells:
             nets = ", ".join(dict.fromkeys(f"{cell.model} on {cell.data}" for cell in results.cells))
             finished = sum(run.result is not None for run in results.runs)
@@ -70,5 +63,5 @@ def write_claims(directory: Path) -> Path:
     if not cells:
         raise ValueError(f"{directory} holds no study with a finished run: let `regrow study` do one first")
     page = claims_page([study.claims for study in studies.values()], cells, scales)
-    folders.write_whole(directory / CLAIMS, lambda file: file.write(page.encode()))
+    whole_files.write_whole(directory / CLAIMS, lambda file: file.write(page.encode()))
     return directory / CLAIMS

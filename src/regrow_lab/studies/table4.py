@@ -92,13 +92,13 @@ class Problem:
         intervals = {self._every(dT): dT for dT in range(int(high), int(low) - 1, -int(step))}
         low, high, step = RANGES["alpha"]
         found = [REFERENCE]
-        for path in sorted(directory.glob("runs/rigl-*-seed0-*/config.json")):
-            config = folders.read_run(path.parent).config
+        for stored in folders.read_runs(directory) if folders.holds_runs(directory) else ():
+            config = stored.config
             alpha = low + round((config["drop_fraction"] - low) / step) * step  # to the last digit as Optuna has it
             point = {"alpha": alpha, "dT": intervals.get(config["every"])}
             inside = low <= config["drop_fraction"] <= high and config["every"] in intervals
             runs = self.runs(point) if inside else []
-            if runs and runs[0].run_id == path.parent.name and runs != self.runs(REFERENCE):
+            if runs and runs[0].run_id == stored.folder.name and runs != self.runs(REFERENCE):
                 found += [point] * all(folders.is_finished(folders.run_folder(directory, run)) for run in runs)
         return found
 

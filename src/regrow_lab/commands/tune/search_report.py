@@ -26,9 +26,9 @@ from regrow_lab.launch.progress import counted
 from regrow_lab.report import plain_tables
 from regrow_lab.report.columns import MISSING
 from regrow_lab.report.plain_tables import Grid
-from regrow_lab.store import folders
+from regrow_lab.store import folders, whole_files
 from regrow_lab.store.escaping import in_markdown
-from regrow_lab.store.folders import StoredRun
+from regrow_lab.store.stored_run import StoredRun
 from regrow_lab.studies.table4 import NAMES, PRINTED, PRINTED_TUNED
 
 PREFIX = "tune-"
@@ -141,7 +141,7 @@ def write_tuning_report(directory: Path, width: int | None = None) -> str:
     }
     (directory / "report").mkdir(exist_ok=True)
     for name, content in files.items():
-        folders.write_whole(directory / "report" / name, partial(_write, content))
+        whole_files.write_whole(directory / "report" / name, partial(_write, content))
     return plain_tables.to_text(table, width, shown(directory / "report" / "table4.md"))
 
 

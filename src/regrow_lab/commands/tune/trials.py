@@ -209,7 +209,7 @@ class Search:
 
     def _take_in(self, mine: _InHand) -> None:
         """The next run of a trial has finished: report it, and see whether it was the last."""
-        result = folders.read_json(self._next_folder(mine) / "result.json")
+        result = folders.read_result(self._next_folder(mine))
         measured = result["validation_accuracy" if mine.runs[0].validation else "test_accuracy"]
         scores = [*mine.scores, float(measured or 0.0)]  # there is none of a run that diverged
         mean, step = statistics.fmean(scores), len(mine.scores)
