@@ -1,5 +1,6 @@
-"""The Python on the methods page runs, one block after another; so do files and commands of the page on one's own."""
+"""The Python in the docs runs, one block after another; a session shows what it prints."""
 
+import doctest
 import re
 import subprocess
 import sys
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 PAGE, OWN = DOCS / "methods.md", DOCS / "own.md"
 
 
@@ -42,3 +44,11 @@ def test_the_page_on_ones_own_runs_as_it_is_written(tmp_path: Path) -> None:
     assert "13 runs: 0 finished before, 13 now" in study
     assert "mine.method:recipe" in report
     assert "mine.model:build, mine.method:recipe" in flops
+
+
+def test_the_questions_of_the_results_page_have_its_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    failed, tried = doctest.testfile(
+        str(ROOT / "docs" / "results.md"), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE
+    )
+    assert (failed, tried) == (0, 12)

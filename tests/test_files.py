@@ -43,18 +43,18 @@ OPENED = {
         "open_file(path)",
         "open_file(path, largest=largest)",
     },
-    "regrow/sealing.py": {
+    "regrow/checksummed_files.py": {
         "torch.load(io.BytesIO(packed), map_location=device, weights_only=True)",
         "zipfile.ZipFile(io.BytesIO(packed))",
     },
-    "regrow/compaction/files.py": {"library.safe_open(os.fspath(path), framework='pt')"},  # after check_readable
-    "regrow/compaction/cache.py": {"Path('/proc/cpuinfo').read_text()"},
-    "regrow_lab/machine.py": {"Path('/proc/self/status').read_text()"},
-    "regrow_lab/cli.py": {"os.open(os.devnull, os.O_WRONLY)"},
+    "regrow/compaction/file_format.py": {"library.safe_open(os.fspath(path), framework='pt')"},  # after check_readable
+    "regrow/compaction/timings/timing_cache.py": {"Path('/proc/cpuinfo').read_text()"},
+    "regrow_lab/run/machine.py": {"Path('/proc/self/status').read_text()"},
+    "regrow_lab/commands/cli.py": {"os.open(os.devnull, os.O_WRONLY)"},
     "regrow_lab/store/packed.py": {"gzip.open(stored)"},
     "regrow_lab/store/whole_files.py": {"beside.open('wb')"},  # of a name that nobody can know
-    "regrow/stages.py": {"unfinished.open('wb')"},
-    "regrow_lab/data/cache.py": {"torch.load(path, weights_only=True, mmap=True)"},  # after check_readable
+    "regrow/procedures/stage_files.py": {"unfinished.open('wb')"},
+    "regrow_lab/data/decoded_cache.py": {"torch.load(path, weights_only=True, mmap=True)"},  # after check_readable
     "regrow_lab/data/cifar.py": {"tarfile.open(fileobj=file)"},
     "regrow_lab/data/folder.py": {"Image.open(file)"},
     "regrow_lab/data/hugging_face.py": {
@@ -85,6 +85,7 @@ def test_nothing_else_opens_files() -> None:
         if others:
             found[str(path.relative_to(SOURCES))] = others
     assert found == {}
+    assert not [name for name in OPENED if not (SOURCES / name).exists()]
     assert len(list(SOURCES.glob("regrow_lab/**/*.py"))) > 50
 
 

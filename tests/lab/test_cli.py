@@ -143,7 +143,7 @@ def test_a_study_that_lost_its_seeds_is_one_line(
     assert said.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["config.json", "result.json", "metrics.jsonl", "study.json"])
+@pytest.mark.parametrize("name", ["config.json", "result.json", "metrics.jsonl", "study.json", "runs.jsonl"])
 def test_brackets_in_brackets_are_one_line(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,11 +152,11 @@ def test_brackets_in_brackets_are_one_line(
     folder.mkdir(parents=True)
     Path("OUT/study.json").write_text('{"schema": 1, "study": "digits", "seeds": 1}')
     (folder / "config.json").write_text('{"schema": 1}')
-    path = Path("OUT") / name if name == "study.json" else folder / name
+    path = Path("OUT") / name if name in ("study.json", "runs.jsonl") else folder / name
     path.write_text("[" * 300_000 + "\n")
     assert main(["report", "OUT"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"regrow: {path} ")
+    assert said.startswith(f"regrow: {path}, line 1 " if name.endswith(".jsonl") else f"regrow: {path} ")
     assert said.count("\n") == 1
 
 

@@ -1,5 +1,6 @@
 """Finished runs in one file: what is packed is read as the folders were, and whatever it may be damaged by is named."""
 
+import dataclasses
 import gzip
 import json
 import shutil
@@ -243,7 +244,8 @@ def test_a_packed_run_is_finished_and_others_start_from_its_weights(tmp_path: Pa
 def test_a_study_that_goes_on_in_a_packed_folder_trains_nothing_twice(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(STUDIES, "digits", lambda seeds=3, scale="small", data=None: [SHORT] * min(seeds, 1))
+    short = dataclasses.replace(STUDIES["digits"], runs=lambda seeds, scale, data: [SHORT])
+    monkeypatch.setitem(STUDIES, "digits", short)
     command = ["study", "digits", "--workers", "1", "--out", str(tmp_path)]
     assert main([*command]) == 0
     assert main(["report", str(tmp_path), "--pack"]) == 0

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from regrow_lab.config import RunConfig
 from regrow_lab.methods import METHODS, method_of
 from regrow_lab.report.words import distribution_in_words, variant_in_words
 from regrow_lab.store.stored_run import StoredRun
@@ -115,7 +114,6 @@ class Summary:
         return self.train_ratio - self.test_ratio <= GRADIENTS * dense_gradients if known is None else known
 
 
-DEFAULTS = RunConfig().to_dict()
 ROW = ("model", "data", "method", "distribution", "multiplier")
 
 
@@ -147,7 +145,7 @@ def _place(summary: Summary) -> tuple[Any, ...]:
 
 def _variants(row: Sequence[StoredRun]) -> list[str]:
     """What sets each run of a row apart beside seed and sparsity; that a field is None is not said."""
-    configs = [DEFAULTS | run.config for run in row]  # an older version's runs lack the newer fields
+    configs = [run.whole_config for run in row]
     fields = {field for config in configs for field in config} - {"seed", "sparsity"}
     varying = sorted(field for field in fields if len({repr(config.get(field)) for config in configs}) > 1)
     return [
@@ -200,7 +198,7 @@ def _summary(runs: Sequence[StoredRun], variant: str) -> Summary:
         sparsity=shared("sparsity"),
         n=len(finished),
         diverged=len(runs) - len(finished),
-        start=(DEFAULTS | runs[0].config)["start"],
+        start=runs[0].whole_config["start"],
         mean=statistics.fmean(accuracies) if accuracies else None,
         std=statistics.stdev(accuracies) if len(accuracies) > 1 else None,
         median=statistics.median(accuracies) if accuracies else None,

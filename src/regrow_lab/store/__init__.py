@@ -2,3 +2,7 @@
 
 Everything that reads results gets them from here. May import :mod:`regrow_lab.config` alone; never imports torch.
 """
+
+from regrow_lab.store.frames import epochs, frame
+
+__all__ = ["epochs", "frame"]

@@ -33,11 +33,15 @@ def packed_runs(directory: Path) -> Mapping[str, StoredRun]:
 
     Raises ValueError, with file, line and remedy, for what cannot be understood or contradicts itself.
     """
-    found: dict[str, StoredRun] = {}
+    files = list[Mapping[str, StoredRun]]()
     for path in (directory / name for name in PACKED):
         with suppress(FileNotFoundError, NotADirectoryError):
             state = path.stat()
-            _add(found, _runs_in(path, (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)).values())
+            files.append(_runs_in(path, (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)))
+    if len(files) < 2:  # as a rule; asked of each run, it must not take time for all
+        return files[0] if files else {}
+    found = dict(files[0])
+    _add(found, files[1].values())
     return found
 
 
@@ -63,7 +67,7 @@ def _runs_in(path: Path, state: tuple[int, ...]) -> Mapping[str, StoredRun]:
     return found
 
 
-def _lines(path: Path, file: IO[bytes]) -> Iterator[bytes]:
+def _lines(path: Path, file: IO[bytes] | gzip.GzipFile) -> Iterator[bytes]:
     while line := file.readline(LONGEST_LINE):
         if len(line) == LONGEST_LINE:
             raise ValueError(f"{path} has a line of {LONGEST_LINE:,} bytes or more: {_remedy(path)}")
@@ -75,10 +79,11 @@ def _remedy(path: Path, config: dict[str, Any] | None = None) -> str:
 
 
 def _run(path: Path, place: str, row: dict[str, Any]) -> StoredRun:
-    name, config, result, metrics = (row.get(part) for part in ("run", "config", "result", "metrics"))
-    of_kind = isinstance(name, str) and isinstance(config, dict) and isinstance(result, dict)
-    if not of_kind or name in (".", "..") or name != Path(name).name:
-        raise ValueError(f"{place} is damaged: run, config and result were expected; {_remedy(path)}")
+    match row:
+        case {"run": str(name), "config": dict(config), "result": dict(result)} if _is_name(name):
+            metrics = row.get("metrics")
+        case _:
+            raise ValueError(f"{place} is damaged: run, config and result were expected; {_remedy(path)}")
     remedy = _remedy(path, config)
     schema.check_config(place, config, remedy)
     schema.check_result(place, result, remedy)
@@ -88,6 +93,11 @@ def _run(path: Path, place: str, row: dict[str, Any]) -> StoredRun:
             raise ValueError(f"{place} is damaged: metrics are a list of epochs; {remedy}")
         check_metrics(place, run, remedy)
     return run
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text is the name of a folder, and leads nowhere else."""
+    return text == Path(text).name and text not in ("", "..")
 
 
 def write_packed(directory: Path, runs: Iterable[StoredRun]) -> Path:
