@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from regrow_lab.methods import METHODS
-from regrow_lab.studies import STUDIES, study_runs, usual_storage
+from regrow_lab.studies import STUDIES, known_study, study_runs, usual_storage
 
 SPARSITIES = {0.9, 0.95, 0.98, 0.99}
 
@@ -90,3 +90,10 @@ def test_refusals() -> None:
         study_runs("digit", 3)
     with pytest.raises(ValueError, match="1 seed or more, given 0"):
         study_runs("digits", 0)
+
+
+def test_what_a_folder_says_of_its_study_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "executed.py").write_text("from pathlib import Path\nPath('executed').touch()\n")
+    monkeypatch.chdir(tmp_path)
+    assert known_study("executed:STUDY") is None
+    assert not (tmp_path / "executed").exists()

@@ -147,7 +147,7 @@ def planned(options: Study, name: str, out: Path | None) -> Plan:
     for each in missing:
         complain(f"note: {each}; the jobs need it where they run")
     settings = {"scale": options.scale, "data": data or "", "storage": storage, "precision": precision or ""}
-    settings |= {"model": options.model or "", "method": options.method or ""}
+    settings |= {what: given or "" for what, given in own.items()}
     return Plan(name, out, runs, mine, settings)
 
 

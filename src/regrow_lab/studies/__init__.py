@@ -7,6 +7,7 @@ torch never, matplotlib only to draw. A study of one's own is a `Study` in any m
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from typing import Literal
 
@@ -55,9 +56,12 @@ def find_study(name: str) -> Study:
 def known_study(name: str | None) -> Study | None:
     """The study that a folder says it is of; None where there is none of that name, as for a search.
 
-    Raises ValueError for one's own that cannot be imported.
+    One's own is known where its module has been imported, as `regrow study module:NAME` does: a file that is read, from
+    wherever it may come, imports nothing.
     """
-    return find_study(name) if name and (name in STUDIES or is_import(name)) else None
+    if not name or (name not in STUDIES and not (is_import(name) and name.partition(":")[0] in sys.modules)):
+        return None
+    return find_study(name)
 
 
 def study_runs(
