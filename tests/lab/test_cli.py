@@ -14,7 +14,7 @@ from stored import made_study, store_run
 from regrow_lab.__main__ import LAB
 from regrow_lab.__main__ import main as main_of_the_command
 from regrow_lab.commands.cli import Flops, _without_box, main
-from regrow_lab.commands.study import WITHOUT_FILES
+from regrow_lab.commands.dry_run import WITHOUT_FILES
 from regrow_lab.config import RunConfig
 from regrow_lab.data import DATASETS
 from regrow_lab.store import folders, whole_files

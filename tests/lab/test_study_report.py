@@ -431,7 +431,7 @@ def test_slips_of_the_new_options(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--data", "digits-images"], "digits-images"),
         (["--data-dir", "."], "cifar10-jpeg"),
         (["--data-dir", ".", "--data", "cifar10"], "cifar10"),
-        (["--data-dir", ".", "--scale", "paper"], None),
+        (["--data-dir", ".", "--scale", "paper", "--yes"], None),
     ],
 )
 def test_the_data_of_a_study(
@@ -515,6 +515,7 @@ def test_a_study_of_ones_own_is_a_record_in_any_module(
     said = capsys.readouterr().err
     assert "my_studies:YOURS cannot be imported, as " in said
     assert "no_such_module:MINE cannot be imported, as there is no module no_such_module in " in said
+    assert said.count("\n") == 2
     assert not Path("new").exists()
     del sys.modules["my_studies"]
     Path("my_studies.py").unlink()

@@ -6,11 +6,13 @@ import contextlib
 import io
 import json
 import os
+import platform
 import re
 import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import groupby
 from typing import Annotated
 
@@ -87,6 +89,9 @@ Command = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line: returns 0, 1 where a run failed, 2 for a slip of the user, 130 or 143 where it was stopped."""
     try:
+        if (sys.argv[1:] if arguments is None else arguments) == ["--version"]:
+            print(f"regrow {version('regrow')}, torch {version('torch')}, Python {platform.python_version()}")
+            return 0
         with terminating():
             code = _parse(arguments).run()
         sys.stdout.flush()
@@ -113,7 +118,12 @@ def _parse(arguments: Sequence[str] | None) -> Train | Study | Tune | Flops | Re
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(Command, prog="regrow", description=__doc__, args=arguments)
+            return tyro.cli(
+                Command,
+                prog="regrow",
+                description=f"{__doc__} (`regrow --version`: what is installed.)",
+                args=arguments,
+            )
     except SystemExit as stop:
         if not stop.code:
             raise

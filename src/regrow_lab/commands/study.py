@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
+from regrow_lab.commands.dry_run import missing_data, print_dry_run
+from regrow_lab.commands.estimate import check_cost
 from regrow_lab.commands.report import print_claims, print_report
 from regrow_lab.commands.signals import exit_code
 from regrow_lab.config import RunConfig, check_seconds, data_name
@@ -19,13 +21,9 @@ from regrow_lab.launch import Launcher, LauncherName, Outcome, WorkerError, laun
 from regrow_lab.launch.outcome import unfinished
 from regrow_lab.launch.progress import progress_for
 from regrow_lab.launch.slurm import Resources
-from regrow_lab.methods import is_import
 from regrow_lab.store import folders
 from regrow_lab.store.escaping import complain
 from regrow_lab.studies import ALL, STUDIES, find_study, studies_of, study_runs, usual_storage
-
-WITHOUT_FILES = ("digits", "digits-images")
-"""Data sets that come with scikit-learn. To ask for the others' files torch has to be imported."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,10 @@ class Study:
     """Where the nets and the data live: cpu, cuda for every GPU, cuda:1 for one of them."""
     checkpoint_seconds: float = 30.0
     """Time between two checkpoints of a run."""
+    dry_run: bool = False
+    """Print the runs, how long they take here and the data that they need; train nothing."""
+    yes: bool = False
+    """Train at the paper's scale on a CPU, whatever it costs."""
 
     def __post_init__(self) -> None:
         check_seconds("checkpoint_seconds", self.checkpoint_seconds)
@@ -84,7 +86,20 @@ class Study:
 
     def run(self) -> int:
         """Train what is not finished yet, then write the report."""
-        return run_studies(self) if self.name == ALL else run_plan(self, planned(self, self.name, self.out))
+        if self.name == ALL:
+            return run_studies(self)
+        plan = planned(self, self.name, self.out)
+        if self.dry_run:
+            return dry_run(self, plan)
+        check_data(self, plan)
+        self.check_cost([plan])
+        return run_plan(self, plan)
+
+    def check_cost(self, plans: Sequence[Plan]) -> None:
+        """Raise ValueError, with the cost, where it is large and was not agreed to."""
+        if self.scale == "paper" and self.device == "cpu" and not self.yes:
+            left = [run for plan in plans for run in unfinished(plan.mine, plan.out)]
+            check_cost(left, [plan.out for plan in plans], self.runner().at_a_time)
 
 
 @dataclass(frozen=True)
@@ -105,12 +120,18 @@ def run_studies(options: Study) -> int:
     plans, left_out = list[Plan](), dict[str, list[str]]()
     for name in studies_of(ALL, options.scale):
         try:
-            plans.append(planned(options, name, out / name))
+            plan = planned(options, name, out / name)
+            if not options.dry_run:
+                check_data(options, plan)
+            plans.append(plan)
         except ValueError as error:
             left_out.setdefault(" ".join(str(error).split()), []).append(name)
     for why, names in left_out.items():
         complain(f"{_listed(names)} {'is' if len(names) == 1 else 'are'} left out: {why}")
     worst = 1 if left_out else 0
+    if options.dry_run:
+        return max([worst, *(dry_run(options, plan) for plan in plans)])
+    options.check_cost(plans)
     for plan in plans:
         print(f"== {plan.name}")
         try:
@@ -141,36 +162,27 @@ def planned(options: Study, name: str, out: Path | None) -> Plan:
     options.runner().check()
     mine = runs if options.shard is None else shard(runs, options.shard)
     out = Path("runs") / find_study(name).name if out is None else out
-    missing = missing_data(unfinished(mine, out))
-    if missing and options.launcher != "slurm":
-        raise ValueError("; ".join(missing))
-    for each in missing:
-        complain(f"note: {each}; the jobs need it where they run")
     settings = {"scale": options.scale, "data": data or "", "storage": storage, "precision": precision or ""}
     settings |= {what: given or "" for what, given in own.items()}
     return Plan(name, out, runs, mine, settings)
 
 
-def missing_data(runs: Iterable[RunConfig]) -> list[str]:
-    """What is wrong with the files of the data sets of these runs, and with what is somebody's own, in words."""
-    wanted: dict[tuple[object, ...], RunConfig] = {}
-    for run in runs:
-        names = (run.model, run.data, run.method)
-        if own := tuple(name for name in names if is_import(name)):
-            wanted.setdefault((run.model, run.data, *own), run)
-        elif run.data not in WITHOUT_FILES:
-            wanted.setdefault((run.data, run.image_size), run)
-    if not wanted:
-        return []
-    from regrow_lab.run.build import check
+def dry_run(options: Study, plan: Plan) -> int:
+    """Print what would be done of one study; returns 1 where its data are missing."""
+    title = f"{plan.name}, scale {options.scale}"
+    there = print_dry_run(title, plan.mine, plan.out, options.device, options.runner().at_a_time)
+    study = find_study(plan.name)
+    print(f"cost: {study.cost}\nexpected: {study.expected}\n")
+    return 0 if there else 1
 
-    missing = []
-    for run in wanted.values():
-        try:
-            check(run)
-        except ValueError as error:
-            missing.append(str(error))
-    return missing
+
+def check_data(options: Study, plan: Plan) -> None:
+    """Raise ValueError for data that are missing; of jobs that run elsewhere it is only said."""
+    missing = missing_data(unfinished(plan.mine, plan.out))
+    if missing and options.launcher != "slurm":
+        raise ValueError("; ".join(missing))
+    for each in missing:
+        complain(f"note: {each}; the jobs need it where they run")
 
 
 def run_plan(options: Study, plan: Plan) -> int:

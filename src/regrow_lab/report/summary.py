@@ -84,11 +84,8 @@ class Summary:
 
     @property
     def label(self) -> str:
-        """Name of the row in the report's form, as in `RigL_2x (ERK)`; a uniform distribution is not said."""
-        name = method_of(self.method).label + (f"_{self.multiplier:g}x" if self.multiplier > 1 else "")
-        distribution = "" if self.distribution in (None, "uniform") else distribution_in_words(self.distribution)
-        notes = ", ".join(note for note in (distribution, variant_in_words(self.variant)) if note)
-        return f"{name} ({notes})" if notes else name
+        """Name of the row."""
+        return row_label(*self.row)
 
     @property
     def group(self) -> int:
@@ -131,7 +128,7 @@ def summarise(runs: Iterable[StoredRun]) -> tuple[Summary, ...]:
             rows[tuple(_setting(run, axis) for axis in ROW)].append(run)
     cells: dict[tuple[Any, ...], list[StoredRun]] = defaultdict(list)
     for row, same_row in rows.items():
-        for run, variant in zip(same_row, _variants(same_row), strict=True):
+        for run, variant in zip(same_row, variants([run.whole_config for run in same_row]), strict=True):
             cells[(*row, variant, _setting(run, "sparsity"))].append(run)
     return tuple(sorted((_summary(cell, variant) for (*_, variant, _), cell in cells.items()), key=_place))
 
@@ -143,9 +140,21 @@ def _place(summary: Summary) -> tuple[Any, ...]:
     return (summary.model, summary.data, summary.group, *row, *where, summary.sparsity)
 
 
-def _variants(row: Sequence[StoredRun]) -> list[str]:
-    """What sets each run of a row apart beside seed and sparsity; that a field is None is not said."""
-    configs = [run.whole_config for run in row]
+def row_label(method: str, distribution: str | None, multiplier: float, variant: str) -> str:
+    """Name of a row in the report's form; a uniform distribution is not said.
+
+    >>> row_label("rigl", "erk", 2, "every=50"), row_label("set", "uniform", 1, "")
+    ('RigL_2x (ERK, dT 50)', 'SET')
+    """
+    name = method_of(method).label + (f"_{multiplier:g}x" if multiplier > 1 else "")
+    density = "" if distribution in (None, "uniform") else distribution_in_words(distribution)
+    notes = ", ".join(note for note in (density, variant_in_words(variant)) if note)
+    return f"{name} ({notes})" if notes else name
+
+
+def variants(row: Iterable[dict[str, Any]]) -> list[str]:
+    """What sets each configuration of a row apart beside seed and sparsity; that a field is None is not said."""
+    configs = list(row)
     fields = {field for config in configs for field in config} - {"seed", "sparsity"}
     varying = sorted(field for field in fields if len({repr(config.get(field)) for config in configs}) > 1)
     return [

@@ -12,7 +12,7 @@ import torch
 
 import regrow
 from regrow_lab.config import RunConfig
-from regrow_lab.data import Dataset
+from regrow_lab.data import AnyData, Dataset
 from regrow_lab.data.batches import Part, Parts
 from regrow_lab.methods import is_import
 from regrow_lab.run import data_parallel
@@ -33,23 +33,25 @@ Row = dict[str, Any]
 class Training:
     """A run under way: all its state, and the loop over one epoch."""
 
-    def __init__(self, config: RunConfig, device: torch.device, origin: Origin | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, device: torch.device, origin: Origin | None = None, data: AnyData | None = None
+    ) -> None:
         self.began = time.perf_counter()
         self.config = config
         self.device = device
         self.origin = origin
-        loaded = data_of(config, device)
-        data = loaded.parts(config)
+        loaded = data_of(config, device) if data is None else data
+        parts = loaded.parts(config)
         self.data_fingerprint = loaded.fingerprint if isinstance(loaded, Dataset) and is_import(config.data) else ""
         self.held_memory = forget_peak_memory(device)
-        self.data = data
-        self.batches = math.ceil(len(data.train) / config.batch_size)
+        self.data = parts
+        self.batches = math.ceil(len(parts.train) / config.batch_size)
         self.epochs = config.total_epochs
         self.total_steps = self.epochs * self.batches
-        example = data.example
-        self.arguments = arguments = arguments_of(config, data)
-        dense_net, dense_flops = dense_net_of(config, data)
-        check_batches(config, dense_net, data)
+        example = parts.example
+        self.arguments = arguments = arguments_of(config, parts)
+        dense_net, dense_flops = dense_net_of(config, parts)
+        check_batches(config, dense_net, parts)
         algorithm = algorithm_of(config, self.total_steps, dense_flops)
         self.dense_flops = dense_flops.dense
         self.dense_weights = num_weights(dense_net)
@@ -67,7 +69,7 @@ class Training:
         self.optimizer = optimizer_of(config, self.model)
         self.optimizer_state = state_after_a_step(self.optimizer)
         self.flops = regrow.count_flops(self.model, example)
-        masks = masks_of(config, origin, self.model, data)
+        masks = masks_of(config, origin, self.model, parts)
         self.algorithm = algorithm and begun_with(config, algorithm, masks)
         self.masks_at = mask_step(config, self.total_steps)
         self.sparsifier: regrow.Sparsifier | None = None

@@ -12,9 +12,10 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
+from regrow_lab.commands.dry_run import missing_data
+from regrow_lab.commands.estimate import check_cost
 from regrow_lab.commands.report import print_report
 from regrow_lab.commands.signals import exit_code
-from regrow_lab.commands.study import missing_data
 from regrow_lab.config import check_seconds, data_name
 from regrow_lab.launch import Launcher, LauncherName, WorkerError, launcher_for
 from regrow_lab.launch.progress import SearchProgress, counted
@@ -71,6 +72,9 @@ class Tune:
     heartbeat_seconds: int = 60
     """Time between two signs of life of a command in a shared storage; after twice that others take its trials."""
 
+    yes: bool = False
+    """Train at the paper's scale on a CPU, whatever it costs."""
+
     def __post_init__(self) -> None:
         check_seconds("checkpoint_seconds", self.checkpoint_seconds)
         if self.data is not None:
@@ -111,6 +115,9 @@ class Tune:
             if self.launcher != "slurm":
                 raise ValueError(each)
             complain(f"note: {each}; the jobs need it where they run")
+        if self.scale == "paper" and self.device == "cpu" and not self.yes:
+            of_one_seed = [run for each in wanted for run in each.grid or [each.base] * trials]
+            check_cost(of_one_seed * self.seeds, [out], launcher.at_a_time)
         from regrow_lab.commands.tune.trials import SearchError  # Optuna takes its time to be imported
 
         began = time.monotonic()
