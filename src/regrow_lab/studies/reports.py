@@ -6,10 +6,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from regrow_lab.methods import is_import
 from regrow_lab.report.claims import claims_page
 from regrow_lab.report.folder_report import write_report
 from regrow_lab.report.study_report import Results
 from regrow_lab.store import folders, whole_files
+from regrow_lab.store.command_lines import study_command
 from regrow_lab.studies import STUDIES, Study, known_study, study_runs
 
 CLAIMS = "claims.md"
@@ -21,9 +23,12 @@ def report_folder(directory: Path, console: Console | None = None) -> str:
     Raises ValueError if the folder has no report, or study.json is damaged.
     """
     described = folders.read_study(directory)
-    study = known_study(described.get("study"))
+    name = str(described.get("study", ""))
+    study = known_study(name)
     if study is None:
-        return write_report(directory, console)
+        text = write_report(directory, console)
+        more = f"`{study_command(described, directory)}` adds the tables and figures that {name} has of its own."
+        return f"{text}\n\n{more}" if is_import(name) else text
     if "seeds" not in described:
         raise ValueError(
             f"{directory / 'study.json'} is damaged: it does not say how many seeds; "
