@@ -15,7 +15,7 @@ from regrow_lab.store import folders
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:36151"
 SCRIPT = """
 import os, signal, sys
-from regrow_lab import training
+from regrow_lab.run import training
 from regrow_lab.commands.cli import main
 
 run_epoch = training.Training.run_epoch
