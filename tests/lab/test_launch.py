@@ -25,8 +25,8 @@ RUNS = [RunConfig(method="rigl", sparsity=0.5, epochs=1, seed=seed) for seed in 
 HOLD = """
 import sys, time
 from pathlib import Path
-from regrow_lab import store
-with store.claim(Path(sys.argv[1])):
+from regrow_lab.store import folders
+with folders.claim(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """

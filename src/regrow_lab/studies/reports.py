@@ -27,8 +27,10 @@ def report_folder(directory: Path, console: Console | None = None) -> str:
     study = known_study(name)
     if study is None:
         text = write_report(directory, console)
-        more = f"`{study_command(described, directory)}` adds the tables and figures that {name} has of its own."
-        return f"{text}\n\n{more}" if is_import(name) else text
+        if not is_import(name):
+            return text
+        command = study_command(described, directory)
+        return f"{text}\n\n`{command}` adds the tables and figures that {name} has of its own."
     if "seeds" not in described:
         raise ValueError(
             f"{directory / 'study.json'} is damaged: it does not say how many seeds; "
