@@ -267,8 +267,8 @@ PROGRAM = """
 import sys, torch, regrow
 from torch import nn
 torch.set_num_threads(1)
-from regrow.compaction import timing
-timing.SECONDS = 0.0
+from regrow.compaction.timings import side_by_side
+side_by_side.SECONDS = 0.0
 model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
 optimizer = torch.optim.SGD(model.parameters(), 0.1)
 for _ in range(2):

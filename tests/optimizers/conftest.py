@@ -1,10 +1,5 @@
-"""Torch runs the regions of compact layers here, so that both storages agree, and nothing is timed first."""
+"""Torch runs the regions here, but where a test asks for the engine."""
 
-import pytest
+from who_runs_regions import _torch_runs_the_regions, runs_engine
 
-from regrow.compaction.capture.region import SWITCH
-
-
-@pytest.fixture(autouse=True)
-def _torch_runs_the_regions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(SWITCH, "torch")
+__all__ = ["_torch_runs_the_regions", "runs_engine"]

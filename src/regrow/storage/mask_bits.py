@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ def pack(mask: Tensor) -> Tensor:
     """
     bits = torch.nn.functional.pad(mask.flatten().view(torch.uint8), (0, -mask.numel() % 8)).view(-1, 8)
     powers = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=mask.device)
-    return (bits * powers).sum(dim=1, dtype=torch.uint8)
+    return reduce(torch.bitwise_or, (bits * powers).unbind(1))
 
 
 def unpack(packed: Tensor, shape: Sequence[int]) -> Tensor:
