@@ -32,10 +32,10 @@ def trained(folder: Path) -> list[str]:
     config = faults.RUNS[3]
     for name in ("one", "other"):
         faults.train(config, folder / name, keep_weights=True)
-        faults.sealed.save(folder / name / "end.pt", "end", {})
-    path = faults.store.run_folder(folder / "other", config) / "weights.pt"
-    weights = faults.sealed.load(path, faults.sealed.WEIGHTS)
+        faults.checkpoint_files.save(folder / name / "end.pt", "end", {})
+    path = faults.folders.run_folder(folder / "other", config) / "weights.pt"
+    weights = faults.checkpoint_files.load(path, faults.checkpoint_files.WEIGHTS)
     bits = weights["model"]["fc1.bias"].view(faults.torch.int32)
     bits[0] ^= 1
-    faults.sealed.save(path, faults.sealed.WEIGHTS, weights)
+    faults.checkpoint_files.save(path, faults.checkpoint_files.WEIGHTS, weights)
     return ["one", "other"]

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-import regrow.training.sparsifier
+import regrow.training.layer_group
 from regrow.storage.masked_layer import MaskedLayer
 from regrow_lab.commands import signals
 from regrow_lab.config import RunConfig
@@ -93,7 +93,7 @@ def told_to_end(count: int) -> None:
 def in_an_update(count: int) -> None:
     """When some layers of an update have their new masks and others have not, or none has."""
     if count % 2:
-        before(regrow.training.sparsifier, "updated_masks", at(count // 2 + 1, die))
+        before(regrow.training.layer_group, "updated_masks", at(count // 2 + 1, die))
     else:
         before(MaskedLayer, "set_mask", at(count + 4, die))
 
