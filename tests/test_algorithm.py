@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import regrow
-from regrow.algorithm import Algorithm, grids, initial_masks, next_mask, unit_counts, updated_masks
+from regrow.algorithm import Algorithm
 from regrow.layers import Layer
 from regrow.parts.distributions import total_alive
 from regrow.parts.patterns import channels, output_blocks, unstructured
 from regrow.parts.schedules import Constant
 from regrow.parts.scores import Evidence, gradient_magnitude
 from regrow.parts.topk import select
+from regrow.topology import grids, initial_masks, next_mask, unit_counts, updated_masks
 
 # Few distinct values, so that ties are the rule and not the exception.
 VALUES = st.lists(st.integers(-2, 2).map(float), min_size=1, max_size=60)

@@ -15,14 +15,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import regrow
-from regrow.algorithm import next_mask
 from regrow.engine import selection
 from regrow.layers import Layer
 from regrow.parts.distributions import PerLayer
 from regrow.parts.patterns import output_blocks
 from regrow.parts.redistribution import apportion
 from regrow.parts.topk import select
-from regrow.storage.masked_layer import AliveCount
+from regrow.storage.stored_layer import AliveCount
+from regrow.topology import next_mask
 
 LONG = 2**31
 

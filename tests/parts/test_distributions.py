@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import regrow
-from regrow.algorithm import unit_counts
 from regrow.layers import Layer
 from regrow.parts.distributions import PerLayer
+from regrow.topology import unit_counts
 
 SHAPES = st.lists(
     st.one_of(

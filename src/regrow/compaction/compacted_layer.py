@@ -15,7 +15,8 @@ from regrow.compaction.dense_gradient import BackwardPasses, DenseGradient
 from regrow.compaction.positions import Positions
 from regrow.parts.scores import Evidence, Need
 from regrow.storage import optimizers
-from regrow.storage.masked_layer import DEFAULT_MOMENTUM, MaskedLayer, in_words
+from regrow.storage.masked_layer import DEFAULT_MOMENTUM, MaskedLayer
+from regrow.storage.stored_layer import in_words
 
 
 class CompactedLayer:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.compaction.gradient_combination import Combination, Equations, Part, Source, explain
-from regrow.storage.masked_layer import on_gradient
+from regrow.storage.stored_layer import on_gradient
 
 MOST_BYTES = 2**30
 """Of dense gradients kept apart before one step. Beyond it, passes that gave their gradients away are forgotten, the

@@ -22,9 +22,10 @@ from regrow.engine import native
 from regrow.parts.scores import Need
 from regrow.storage import optimizers
 from regrow.storage.distributed import is_cut, mean_over_ranks
-from regrow.storage.masked_layer import MaskedLayer, StoredLayer
+from regrow.storage.masked_layer import MaskedLayer
 from regrow.storage.optimizer_holders import Holders
 from regrow.storage.optimizer_state import Held
+from regrow.storage.stored_layer import StoredLayer
 
 MOST_DENSITY = 0.5
 """Above it a weight with its index is hardly smaller than the dense one."""

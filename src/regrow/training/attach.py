@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from regrow.algorithm import Algorithm, initial_masks
+from regrow.algorithm import Algorithm
 from regrow.arguments import whole_number
 from regrow.compaction.policy import CompactStorage, check_compact
 from regrow.layers import Layer, find_layers, select_layers, unwrap
@@ -15,10 +15,12 @@ from regrow.parts.scores import Evidence, random
 from regrow.storage import optimizers
 from regrow.storage.attachments import attachments, forgets_new
 from regrow.storage.distributed import Ranks, evidence_for, whole
-from regrow.storage.masked_layer import DenseStorage, MaskedLayer, Storage
+from regrow.storage.masked_layer import DenseStorage, MaskedLayer
 from regrow.storage.optimizer_holders import Holders
 from regrow.storage.optimizer_state import Held
+from regrow.storage.stored_layer import Storage
 from regrow.tied_weights import identity, overlapping, places_of_parameters, touch
+from regrow.topology import initial_masks
 from regrow.training.coverage import dense_weights
 from regrow.training.layer_group import Group
 from regrow.training.loading import SPARSE, is_sparse

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from regrow.parts.scores import Need
 from regrow.storage.distributed import whole
-from regrow.storage.masked_layer import Storage, StoredLayer, on_gradient
+from regrow.storage.stored_layer import Storage, StoredLayer, on_gradient
 from regrow.training.layer_group import Group
 from regrow.training.loading import begins_anew, is_sparse, refusal
 

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regrow.algorithm import Algorithm, updated_masks
+from regrow.algorithm import Algorithm
 from regrow.parts.patterns import unstructured
 from regrow.parts.scores import Evidence, Need
 from regrow.storage.distributed import whole
-from regrow.storage.masked_layer import StoredLayer
+from regrow.storage.stored_layer import StoredLayer
+from regrow.topology import updated_masks
 from regrow.training import saved_state
 from regrow.training.update_record import Explored, LayerUpdate
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from regrow.algorithm import Algorithm, grids, unit_counts
+from regrow.algorithm import Algorithm
 from regrow.parts.distributions import total_alive
 from regrow.parts.redistribution import apportion
 from regrow.parts.scores import Evidence, random
 from regrow.storage.distributed import whole
+from regrow.topology import grids, unit_counts
 from regrow.training.saved_state import SAME_SPARSITY
 
 SPARSE = 0.05

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from regrow.storage.masked_layer import StoredLayer
+from regrow.storage.stored_layer import StoredLayer
 from regrow.tied_weights import places_of_parameters
 from regrow.training.membership import second_places
 

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from regrow.storage import optimizers
 from regrow.storage.distributed import is_cut
-from regrow.storage.masked_layer import StoredLayer
+from regrow.storage.stored_layer import StoredLayer
 from regrow.tied_weights import identity, overlapping, places_of_parameters
 
 Standing = tuple[Mapping[str, Any], str, object]

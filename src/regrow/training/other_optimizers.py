@@ -7,10 +7,10 @@ from weakref import WeakSet, ref
 from torch.optim import Optimizer
 
 from regrow.storage import optimizers
-from regrow.storage.masked_layer import Storage
 from regrow.storage.optimizer_holders import Holders
 from regrow.storage.optimizer_state import obstacle
 from regrow.storage.optimizer_steps import StepUnderWay, with_closure
+from regrow.storage.stored_layer import Storage
 from regrow.training.attached_layers import AttachedLayers
 
 

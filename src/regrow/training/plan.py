@@ -9,10 +9,11 @@ from typing import Any
 from torch import nn
 
 from regrow.accounting.flops import Flops, LayerFlops, count_flops
-from regrow.algorithm import Algorithm, grids, unit_counts
+from regrow.algorithm import Algorithm
 from regrow.layers import Layer, find_layers, unwrap
 from regrow.parts.distributions import total_alive
 from regrow.parts.redistribution import apportion
+from regrow.topology import grids, unit_counts
 from regrow.training.attach import assign
 from regrow.training.coverage import DenseWeight, dense_weights
 from regrow.training.layer_table import layer_table

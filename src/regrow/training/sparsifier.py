@@ -16,9 +16,9 @@ from regrow.parts.scores import Need
 from regrow.storage import attachments, optimizers
 from regrow.storage.distributed import Ranks, whole
 from regrow.storage.mask_bits import pack
-from regrow.storage.masked_layer import Storage, StoredLayer, on_gradient
 from regrow.storage.optimizer_holders import Holders
 from regrow.storage.optimizer_steps import ClosureCheck, StepUnderWay, unwatch, watch, with_closure
+from regrow.storage.stored_layer import Storage, StoredLayer, on_gradient
 from regrow.training import saved_state
 from regrow.training.attached_layers import AttachedLayers
 from regrow.training.coverage import DenseWeight
