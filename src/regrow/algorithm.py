@@ -85,6 +85,7 @@ class Algorithm:
         """The global target in the end, that of the last update; None where a schedule cannot say it beforehand.
 
         >>> import regrow
+        >>> from dataclasses import replace
         >>> pruning = regrow.gradual_pruning(sparsity=0.9, total_steps=100, every=10, start=0)
         >>> replace(pruning, sparsity=lambda step: step / 100).final_sparsity
         0.7
