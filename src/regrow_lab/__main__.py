@@ -5,7 +5,7 @@ import sys
 from importlib.util import find_spec
 
 PYTHON = (3, 11)
-LAB = ("matplotlib", "numpy", "optuna", "PIL", "rich", "scipy", "sklearn", "tyro")
+LAB = ("matplotlib", "numpy", "optuna", "pandas", "PIL", "rich", "scipy", "sklearn", "tyro")
 """What the extra `lab` installs, as it is imported."""
 
 

@@ -49,7 +49,7 @@ ODD = {
     of_a_group: "Keeper keeps 'buffers' of a group, of the shape of",
     by_name: "Keeper keeps 'all' in .state, of the shape of",
     codes: "Keeper keeps 'state1' of '0.weight' as torch.uint8",
-    listed: "Keeper keeps 'history' of '0.weight' in a list",
+    listed: "Keeper keeps 'history' of '0.weight' inside a list",
     flattened: "Keeper keeps 'exp_avg' of '0.weight' of shape",
 }
 

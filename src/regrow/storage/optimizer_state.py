@@ -83,7 +83,7 @@ def _of_one_weight(value: Any, held: Held, compact: bool) -> str:
     if not isinstance(value, Tensor):
         shapes = {tuple(each.shape) for each in _tensors(value) if each.numel() > 1}
         odd = bool(shapes) if compact else shapes == {tuple(held.parameter.shape)}
-        return "inside another object, where masks do not reach it" if odd else ""
+        return f"inside a {type(value).__name__}, where masks do not reach it" if odd else ""
     if value.numel() <= 1:
         return ""
     what = f"of shape {tuple(value.shape)} for a weight of shape {held.shape}"
