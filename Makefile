@@ -7,7 +7,7 @@ BIN   := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help study test sanitize test-slurm test-postgres lint format types clean
+.PHONY: help study test sanitize test-slurm test-postgres lint format types docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ format: $(READY)  ## put the sources in form (ruff)
 
 types: $(READY)  ## check the types (mypy)
 	@$(BIN)/mypy
+
+docs: $(READY)  ## build the docs as a site that opens without a server: build/site/index.html (mkdocs; warnings are errors)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 clean:  ## remove .venv and the caches; results in runs/ stay
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -5,9 +5,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+
+import regrow
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -52,3 +55,8 @@ def test_the_questions_of_the_results_page_have_its_answers(monkeypatch: pytest.
         str(ROOT / "docs" / "results.md"), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE
     )
     assert (failed, tried) == (0, 12)
+
+
+def test_each_namespace_has_a_page_of_reference() -> None:
+    namespaces = {name for name in regrow.__all__ if isinstance(getattr(regrow, name), ModuleType)}
+    assert namespaces <= {page.stem for page in (DOCS / "reference").glob("*.md")}

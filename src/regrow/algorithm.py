@@ -77,7 +77,7 @@ class Algorithm:
 
     @property
     def keeps_each_number(self) -> bool:
-        """The same of every layer."""
+        """Whether each layer has as many alive weights at every step as at the first."""
         return self.keeps_its_number and self.redistribute is None
 
     @cached_property

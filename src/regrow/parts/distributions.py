@@ -11,6 +11,7 @@ from regrow.arguments import real_number
 from regrow.layers import Layer, select_layers
 
 Distribution = Callable[[Mapping[str, Layer], float], dict[str, int]]
+"""Layers and a global sparsity → number of alive weights of each layer."""
 Sharing = Distribution | Mapping[str, float]
 """What a user may give for a distribution: one, or a map of glob → sparsity."""
 

@@ -153,7 +153,9 @@ class _Run:
 
 
 unstructured = Pattern("unstructured", _single)
+"""Single weights, anywhere in a layer."""
 channels = Pattern("channels", _channel)
+"""Whole output channels of a convolution, or rows of a linear layer."""
 constant_fan_in = Pattern("constant fan-in", _single, group=_row)
 """As many alive weights in each row: of each output of a linear layer, each filter of a convolution.
 

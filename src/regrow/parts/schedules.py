@@ -12,6 +12,7 @@ from typing import Protocol
 from regrow.arguments import whole_number
 
 Schedule = Callable[[int], float]
+"""A number at each weight step."""
 
 
 @dataclass(frozen=True)

@@ -93,12 +93,17 @@ def _sensitivity(evidence: Evidence) -> Tensor:
 
 
 magnitude = Score("|weight|", _magnitude)
+"""|w|: what SET, RigL, SNFS and pruning drop by."""
 random = Score("random", _random)
+"""Uniform numbers that are a function of seed, layer name and step, the same on all ranks."""
 gradient_magnitude = Score("|gradient|", _gradient, Need.GRADIENT)
+"""|dense gradient| of the whole optimizer step: what RigL grows by."""
 momentum_magnitude = Score("|momentum|", _momentum, Need.MOMENTUM)
+"""|momentum| of alive weights: what RigL-SM redistributes by."""
 dense_momentum_magnitude = Score("|dense momentum|", _momentum, Need.DENSE_MOMENTUM)
+"""|momentum of dense gradients|: what SNFS grows and redistributes by."""
 connection_sensitivity = Score("|gradient · weight|", _sensitivity, Need.GRADIENT)
-"""Lee, Ajanthan & Torr 2019 (SNIP), section 4.1."""
+"""|gradient · weight|: what SNIP prunes by. Lee, Ajanthan & Torr 2019, section 4.1."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -79,7 +79,8 @@ def plan(
         model: any module, on any device.
         algorithm: as for :func:`regrow.attach`.
         example_input: as for :func:`regrow.count_flops`; None: no FLOPs.
-        include, exclude: as for :func:`regrow.attach`.
+        include: as for :func:`regrow.attach`.
+        exclude: as for :func:`regrow.attach`.
 
     Raises:
         ValueError: as :func:`regrow.attach` does for patterns and budgets.
